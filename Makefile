@@ -1,0 +1,44 @@
+# Every target that needs the environment makes it first; once it is ready that costs a fraction of a second.
+PYTHON ?=
+OUT ?= demo
+SHELL := /bin/bash
+BIN := .venv/bin
+# The set-up program runs on any Python 3 and looks for 3.11 itself; PYTHON=/path/to/python3.11 names one.
+BOOT := $(shell for p in python3.11 python3 python; do if $$p -c '' 2>/dev/null; then echo $$p; break; fi; done)
+export PYTHON
+
+.PHONY: help setup demo test check bench doctor format clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+setup:  ## make .venv with everything in it (a second call ends at once)
+	@if [ -z "$(BOOT)" ]; then echo "setup: Python 3.11 is needed and none was found; run \`apt-get install -y python3.11 python3.11-venv\`." >&2; exit 2; fi
+	@$(BOOT) tools/setup_env.py
+
+demo: setup  ## pictures in, tables, queries and pictures out, in the folder demo (OUT=... for another)
+	$(BIN)/python -m medspark demo --out $(OUT)
+
+test: setup  ## all tests (ARGS=... goes to pytest)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: setup  ## format, lint, types, import rule, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: setup  ## rates of this machine beside those of other tools
+	$(BIN)/python -m benchmarks
+
+doctor:  ## what is in order on this machine and what is not
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m medspark.doctor; else $(BOOT) -m medspark.doctor; fi
+
+format: setup  ## put the sources into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what was made here, the environment included (the cache folder keeps the slow parts)
+	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
+	find medspark jobs tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,18 @@
+# Sourced by Spark's launchers; `make setup` copies it to pyspark/conf inside .venv, where @PYTHON@ becomes its interpreter.
+# Everything given by the caller's environment wins.
+
+# The `pyspark` shell, Horovod's tasks and Python workers use the environment's interpreter, not the first python3 on PATH.
+PYSPARK_PYTHON="${PYSPARK_PYTHON:-@PYTHON@}"
+
+# pyarrow 14's default allocator collapses on large blobs.
+ARROW_DEFAULT_MEMORY_POOL="${ARROW_DEFAULT_MEMORY_POOL:-mimalloc}"
+
+# Spark's web page has no setting for its address; it listens where SPARK_LOCAL_IP points: loopback in local mode,
+# Spark's own choice as soon as another master is named.
+if [ -z "${SPARK_LOCAL_IP:-}${HADOOP_CONF_DIR:-}${YARN_CONF_DIR:-}" ]; then
+  case " $* " in
+    *" --master local"* | *" --master=local"* | *" spark.master=local"*) SPARK_LOCAL_IP=127.0.0.1 ;;
+    *" --master"* | *" spark.master="*) ;;
+    *) SPARK_LOCAL_IP=127.0.0.1 ;;
+  esac
+fi

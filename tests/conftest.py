@@ -1,0 +1,28 @@
+"""One Spark session per test process, bounded in cores and memory; a configuration folder of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="medspark-tests-")  # the de-identification key of the tests
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # workers import test kinds
+os.environ.setdefault("MEDSPARK_MASTER", "local[2,4]")
+os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--driver-memory 2g pyspark-shell")
+os.environ["PYSPARK_PYTHON"] = sys.executable
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[object]:
+    """The test process's Spark session (``local[2]``, a task is tried four times, 2 GB)."""
+    from medspark.lake import session
+
+    built = session.build("medspark tests")
+    yield built
+    built.stop()
