@@ -1,0 +1,93 @@
+"""Deterministic identity: ids, keyed pseudonyms and named randomness.
+
+Every id is a function of what the object *is* (contract.md §2), never of order, partitioning or time, so that a retried task, a second run
+or another cluster gives the same rows. With a key the ids are HMAC-SHA256 pseudonyms: without the key nobody can test a guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+import numpy as np
+
+ID_DIGITS = 32  # 128 bits: the chance of one collision among 10^9 ids is below 10^-20
+PARENT_DIGITS = 16  # an image_id begins with these of its parent's id, so that min/max file statistics prune by image too
+
+
+def _canonical(parts: tuple[object, ...]) -> bytes:
+    """Length-prefixed, so that ("ab", "c") and ("a", "bc") differ."""
+    pieces = []
+    for part in parts:
+        raw = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
+        pieces.append(b"%d:" % len(raw))
+        pieces.append(raw)
+    return b"".join(pieces)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The lake's identity scheme.
+
+    key : bytes or None
+        The lake's de-identification key; None (``deid.profile = none``) gives plain SHA-256 and leaves UIDs as they are.
+    """
+
+    key: bytes | None
+
+    def digest(self, kind: str, *parts: object) -> str:
+        """32 lower-case hex digits that identify ``parts`` among all objects of ``kind``."""
+        message = _canonical((kind, *parts))
+        raw = hmac.digest(self.key, message, "sha256") if self.key is not None else hashlib.sha256(message).digest()
+        return raw.hex()[:ID_DIGITS]
+
+    def uid(self, uid: str) -> str:
+        """A DICOM UID's pseudonym ``2.25.<128-bit integer>`` (PS3.5 B.2), or the UID itself without a key. Equal in every dataset."""
+        if self.key is None:
+            return uid
+        return "2.25." + str(int(self.digest("uid", uid.strip(" \0")), 16))
+
+    def source(self, dataset: str, uri: str, sha256: str) -> str:
+        return self.digest("source", dataset, uri, sha256)
+
+    def slide(self, dataset: str, what: str) -> str:
+        """``what``: SeriesInstanceUID of a DICOM slide, else the source_id of its file."""
+        return self.digest("slide", dataset, what)
+
+    def grid(self, slide_id: str, *parameters: object) -> str:
+        return self.digest("grid", slide_id, *parameters)
+
+    def series(self, dataset: str, series_instance_uid: str, frame_of_reference: str, orientation: str, size: str) -> str:
+        return self.digest("series", dataset, series_instance_uid, frame_of_reference, orientation, size)
+
+    def image(self, parent_id: str, *parts: object) -> str:
+        """An image's id: 16 digits of the parent, 16 of (parts): (dataset, SOPInstanceUID, frame), (grid_id, row, col), ..."""
+        return parent_id[:PARENT_DIGITS] + self.digest("image", *parts)[:PARENT_DIGITS]
+
+    def subject(self, domain: str, patient_id: str) -> str:
+        return self.digest("subject", domain, patient_id)
+
+    def annotator(self, name: str) -> str:
+        return self.digest("annotator", name)
+
+    def token(self, text: str) -> str:
+        """Keyed stand-in of a file or folder name, so that names can be matched in tables that must not hold addresses."""
+        return self.digest("token", text)
+
+    def day_shift(self, subject_key: str) -> int:
+        """Whole days (-3650 .. -1) by which every date of the subject moves (PS3.15 E.3.6, option 113107); 0 without a key."""
+        if self.key is None:
+            return 0
+        return -1 - int(self.digest("day_shift", subject_key), 16) % 3650
+
+    @property
+    def fingerprint(self) -> str:
+        """What the lake stores to recognise its key; reveals nothing of it. ``none`` without a key."""
+        return "none" if self.key is None else self.digest("key", "fingerprint")
+
+
+def rng(seed: int, *names: object) -> np.random.Generator:
+    """A random generator that is a pure function of its names: ``rng(seed, "augment", epoch, image_id)``."""
+    raw = hashlib.sha256(_canonical((seed, *names))).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(raw[:16], "little")))

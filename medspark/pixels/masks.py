@@ -1,0 +1,59 @@
+"""Masks as packed bits: the store of ``labels.mask``, ``planes.mask`` and ``slides.tissue_mask`` (contract.md §4)."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+ZSTD_LEVEL = 1  # higher levels gain 3 % on anatomical masks and cost half the speed
+
+_local = threading.local()  # zstandard's contexts must not be shared between threads
+
+
+def pack(mask: np.ndarray) -> bytes:
+    """``bits-zstd``: (rows, cols) bool -> row-major bits, most significant first, zstd level 1."""
+    return _compressor().compress(np.packbits(np.asarray(mask, bool), axis=None).tobytes())
+
+
+def unpack(data: bytes, rows: int, cols: int) -> np.ndarray:
+    """(rows, cols) bool; raises ValueError when the bytes hold another number of pixels."""
+    return np.unpackbits(_inflate(data, (rows * cols + 7) // 8), count=rows * cols).reshape(rows, cols).view(bool)
+
+
+def pack_u8(mask: np.ndarray) -> bytes:
+    """``u8-zstd``: (rows, cols) uint8 (fractions of 255, probabilities), zstd level 1."""
+    return _compressor().compress(np.ascontiguousarray(mask, np.uint8).tobytes())
+
+
+def unpack_u8(data: bytes, rows: int, cols: int) -> np.ndarray:
+    """(rows, cols) uint8; raises ValueError when the bytes hold another number of pixels."""
+    return _inflate(data, rows * cols).reshape(rows, cols)
+
+
+def _inflate(data: bytes, size: int) -> np.ndarray:
+    import zstandard
+
+    try:
+        raw = _decompressor().decompress(data, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"not a zstd mask: {error}") from None
+    if len(raw) != size:
+        raise ValueError(f"mask holds {len(raw)} bytes, its size needs {size}")
+    return np.frombuffer(raw, np.uint8)
+
+
+def _compressor():  # type: ignore[no-untyped-def]
+    import zstandard
+
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    return _local.compressor
+
+
+def _decompressor():  # type: ignore[no-untyped-def]
+    import zstandard
+
+    if not hasattr(_local, "decompressor"):
+        _local.decompressor = zstandard.ZstdDecompressor()
+    return _local.decompressor
