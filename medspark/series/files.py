@@ -1,0 +1,144 @@
+"""DICOM files to data sets: bounded inflation, and files that end early told from files that are none.
+
+pydicom parses; what it does not do is refuse: it inflates deflated files without a bound, reads a truncated file as a shorter data set, and
+drops compressed pixels that have no end marker.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID
+
+from medspark.config import Guard
+from medspark.errors import Rejected
+from medspark.pixels.codestream import DEFLATED, EXPLICIT_LITTLE_ENDIAN
+
+PREAMBLE_BYTES = 132  # 128 bytes of anything and "DICM" (PS3.10 7.1)
+UNDEFINED_LENGTH = 0xFFFFFFFF
+ENCAPSULATED_PIXELS = (
+    b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff"  # pydicom drops the element, with a warning, where its end marker is missing
+)
+PARSE_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    BytesLengthException,
+    EOFError,
+    InvalidDicomError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What pydicom raises on broken data: it promises no common base."""
+
+PIXEL_TAGS = {Tag(0x7FE00010): "", Tag(0x7FE00008): "<f4", Tag(0x7FE00009): "<f8"}
+"""PixelData, FloatPixelData, DoubleFloatPixelData, and the types of the float ones."""
+_ROWS = Tag(0x00280010)
+
+
+def read_dicom(source: bytes | str | os.PathLike[str], guard: Guard | None = None, header_only: bool = False) -> Dataset:
+    """The data set of a DICOM file, given as its bytes or its path; elements stay unparsed until they are asked for.
+
+    header_only : stop before the pixels (they are not read from the disk)
+    A data set without file meta is read when it begins like one; its ``file_meta`` then names no transfer syntax (see `syntax_of`).
+    Raises Rejected: EMPTY_FILE, TOO_LARGE (also a deflated file that inflates beyond ``guard.max_file_bytes``), NOT_DICOM, TRUNCATED.
+    """
+    guard = guard or Guard()
+    if isinstance(source, bytes):
+        return _read(io.BytesIO(source), len(source), guard, header_only)
+    with open(source, "rb") as stream:
+        return _read(stream, os.fstat(stream.fileno()).st_size, guard, header_only)
+
+
+def _read(stream: Any, size: int, guard: Guard, header_only: bool) -> Dataset:
+    if size == 0:
+        raise Rejected("EMPTY_FILE", "the file is empty")
+    if size > guard.max_file_bytes:
+        raise Rejected("TOO_LARGE", "the file is larger than guard.max_file_bytes")
+    head = stream.read(1024)
+    if head[128:PREAMBLE_BYTES] != b"DICM" and not _begins_like_dicom(head):
+        raise Rejected("NOT_DICOM", "neither a DICOM preamble nor the beginning of a data set")
+    stream.seek(0)
+    if DEFLATED.encode() in head:
+        data = stream.read()
+        inflated = _inflate(data, guard)
+        if inflated is not None:
+            data_set = _parse(io.BytesIO(inflated), header_only)
+            data_set.file_meta.TransferSyntaxUID = UID(DEFLATED)
+            return data_set
+        stream.seek(0)
+    return _parse(stream if header_only else io.BytesIO(stream.read()), header_only)
+
+
+def _begins_like_dicom(head: bytes) -> bool:
+    """Whether a file without preamble begins with an element of group 2 or 8, either byte order."""
+    return len(head) >= 8 and head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08") and b"1.2.840.10008." in head
+
+
+def _parse(stream: io.BytesIO, header_only: bool) -> Dataset:
+    try:
+        data_set = dcmread(stream, stop_before_pixels=header_only, force=True)
+        tags = data_set.keys()
+        last = data_set.get_item(max(tags)) if tags else None
+    except EOFError:
+        raise Rejected("TRUNCATED", "the file ends within an element") from None
+    except PARSE_ERRORS as error:
+        raise Rejected("NOT_DICOM", f"the data set cannot be parsed ({type(error).__name__})") from None
+    if last is None:
+        raise Rejected("TRUNCATED", "the file ends before its data set")
+    if is_short(last):
+        raise Rejected("TRUNCATED", "the file ends within its last element")
+    if (
+        not header_only
+        and _ROWS in data_set
+        and not any(tag in data_set for tag in PIXEL_TAGS)
+        and ENCAPSULATED_PIXELS in stream.getvalue()
+    ):
+        raise Rejected("TRUNCATED", "the file ends within its compressed pixels")
+    return data_set
+
+
+def is_short(element: Any) -> bool:
+    """Whether the file held fewer bytes than the element's length."""
+    raw = isinstance(element, RawDataElement) and element.value is not None and element.length != UNDEFINED_LENGTH
+    return raw and len(element.value) < element.length
+
+
+def _inflate(data: bytes, guard: Guard) -> bytes | None:
+    """The same file with its data set inflated (as Explicit VR Little Endian); None when its meta names another syntax after all.
+
+    pydicom would inflate without a bound: 2 MB of zeros in a deflated file become 2 GB.
+    """
+    stream = io.BytesIO(data)
+    stream.seek(PREAMBLE_BYTES)
+    try:
+        meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        named = str(meta.get("TransferSyntaxUID", ""))
+    except PARSE_ERRORS as error:
+        raise Rejected("NOT_DICOM", f"the file meta cannot be parsed ({type(error).__name__})") from None
+    if named != DEFLATED:
+        return None
+    start = stream.tell()
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        body = inflater.decompress(data[start:], guard.max_file_bytes)
+    except zlib.error:
+        raise Rejected("DECODE_FAILED", "the deflated data set is broken") from None
+    if not inflater.eof:
+        if len(body) >= guard.max_file_bytes:
+            raise Rejected("TOO_LARGE", "the deflated data set is larger than guard.max_file_bytes")
+        raise Rejected("TRUNCATED", "the deflated data set ends early")
+    padded = EXPLICIT_LITTLE_ENDIAN.encode().ljust(len(DEFLATED) + len(DEFLATED) % 2, b"\0")  # keeps every length of the meta
+    return data[:start].replace(DEFLATED.encode().ljust(len(padded), b"\0"), padded) + body
