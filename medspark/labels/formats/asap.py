@@ -1,0 +1,96 @@
+"""ASAP's XML (computationalpathologygroup/ASAP): shapes in level-0 px with a group that names their class."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from xml.etree.ElementTree import Element, ParseError
+
+from medspark.errors import Rejected
+from medspark.labels.regions import UNCLASSIFIED, Context, Geometry, Item, Region, is_box, points, ring
+
+OUTLINES = ("Polygon", "Spline", "Rectangle")
+"""ASAP's own mask export fills a spline as the polygon of its stored points; so do we."""
+DOTS = ("Dot", "PointSet")
+_COMMA_DECIMAL = re.compile(r"(-?\d+),(\d+)$")  # ASAP writes numbers in the locale of the desktop it runs on
+
+
+def parse(path: str) -> Element:
+    """The root element; entities and DTDs are refused. Raises Rejected(LABEL_FORMAT)."""
+    from defusedxml import DefusedXmlException
+    from defusedxml import ElementTree as DefusedTree
+
+    try:
+        root: Element = DefusedTree.parse(path, forbid_dtd=True).getroot()
+    except DefusedXmlException:
+        raise Rejected("LABEL_FORMAT", "the XML declares a DTD or entities") from None
+    except (ParseError, ValueError, LookupError, RecursionError):  # LookupError: unknown encoding
+        raise Rejected("LABEL_FORMAT", "not well-formed XML") from None
+    return root
+
+
+def read(path: str, context: Context) -> Iterator[Item]:
+    """One `Region` per shape (and per point of a point set), for each image that the file belongs to."""
+    context.check_size(os.path.getsize(path))
+    context.watch("xml")
+    root = parse(path)
+    if root.tag != "ASAP_Annotations":
+        raise Rejected("LABEL_FORMAT", "the XML is not of ASAP")
+    parents = {group.get("Name", ""): group.get("PartOfGroup", "None") for group in root.iterfind("AnnotationGroups/Group")}
+    images = context.images()
+    for place, annotation in enumerate(root.iterfind("Annotations/Annotation")):
+        try:
+            regions = list(_regions(annotation, place, parents, images, context))
+        except Rejected as error:
+            yield error
+        else:
+            yield from regions
+
+
+def _regions(annotation: Element, place: int, parents: dict[str, str], images: tuple[str, ...], context: Context) -> Iterator[Region]:
+    shape, group = annotation.get("Type", ""), annotation.get("PartOfGroup", "None")
+    if shape not in OUTLINES + DOTS + ("Measurement",):
+        raise Rejected("LABEL_FORMAT", "a shape is of a type that ASAP does not write")
+    coordinates = sorted(annotation.iterfind("Coordinates/Coordinate"), key=_order)
+    pairs = [(_number(item.get("X")), _number(item.get("Y"))) for item in coordinates]
+    properties = {"shape": shape}
+    excluded = _excluded(group, parents, context.settings.labels.exclude_groups)
+    if excluded:
+        properties["exclude"] = "true"
+    geometry: Geometry
+    if shape in OUTLINES:
+        outline = ring(pairs)
+        geometry, parts = ("box" if shape == "Rectangle" and is_box(outline) else "polygon"), [outline]
+    elif shape in DOTS:
+        geometry, parts = "point", list(points(pairs)[:, None, :])
+    else:
+        geometry, parts = "line", [points(pairs)]
+    label = UNCLASSIFIED if group in ("None", "") else group
+    for image in images:
+        for part in parts:
+            yield Region(
+                image, label, geometry, (part,), "ignore" if excluded else "positive", instance_key=str(place), properties=properties
+            )
+
+
+def _excluded(group: str, parents: dict[str, str], exclude: tuple[str, ...]) -> bool:
+    """Whether the group, or one that holds it, is an exclusion group (``labels.exclude_groups``)."""
+    seen: set[str] = set()
+    while group not in ("None", "") and group not in seen:
+        if group in exclude:
+            return True
+        seen.add(group)
+        group = parents.get(group, "None")
+    return False
+
+
+def _order(item: Element) -> float:
+    return _number(item.get("Order", "0"))
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(_COMMA_DECIMAL.sub(r"\1.\2", (text or "").strip()))
+    except ValueError:
+        raise Rejected("LABEL_GEOMETRY", "a coordinate is not a number") from None
