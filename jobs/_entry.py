@@ -1,0 +1,142 @@
+"""What every job shares: options, config, session, the summary line, exit statuses (contract.md §1)."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STARTED = time.monotonic()
+DONE, BUG, BAD_REQUEST, QUARANTINED = 0, 1, 2, 3
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> Any:
+        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
+        raise SystemExit(BAD_REQUEST)
+
+
+def parser(job: str, description: str) -> argparse.ArgumentParser:
+    """The options that all jobs take."""
+    options = Parser(prog=f"{job}.py", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--lake", required=True, metavar="URI", help="folder or URI of the lake")
+    options.add_argument("--conf", metavar="FILE", help="settings in TOML; see conf/local.toml")
+    options.add_argument("--set", action="append", default=[], metavar="section.key=value", help="overrides one setting; may be repeated")
+    options.add_argument("--summary", metavar="FILE", help="writes the last line there, too")
+    options.add_argument(
+        "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="of the JSON log on standard error"
+    )
+    return options
+
+
+def ingest_parser(job: str, description: str) -> argparse.ArgumentParser:
+    """The options that all ingest jobs take."""
+    options = parser(job, description)
+    options.add_argument("--input", required=True, nargs="+", metavar="PATH", help="files or folders")
+    options.add_argument("--dataset", default="", metavar="NAME", help="data set of the input (empty: the input folder's name)")
+    options.add_argument("--subjects", metavar="FILE", help="CSV file,subject: names or paths")
+    options.add_argument("--subject-pattern", default="", metavar="REGEX", help="group 1 of the file name is the subject")
+    options.add_argument("--subject-domain", default="", metavar="NAME", help="whose subject numbers these are (empty: the data set's)")
+    options.add_argument("--dry-run", action="store_true", help="prints the plan and writes nothing")
+    options.add_argument("--retry-rejected", action="store_true", help="tries rejected sources again")
+    return options
+
+
+def main(job: str, body: Callable[[], dict[str, Any] | tuple[dict[str, Any], int]], summary: str | None = None) -> None:
+    """Runs a job's body, prints its summary as the last line on standard output, and ends with the contract's status."""
+    from medspark.errors import BadRequest
+
+    try:
+        result = body()
+    except BadRequest as error:
+        print(f"{job}: {error}", file=sys.stderr)
+        raise SystemExit(BAD_REQUEST) from None
+    except KeyboardInterrupt:
+        print(f"{job}: interrupted; run it again and it goes on where it stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception:
+        logging.getLogger("medspark").exception("a bug in medspark stopped the job")
+        print(f"{job}: stopped by an error in medspark (see the log); run it again and it goes on where it stopped", file=sys.stderr)
+        raise SystemExit(BUG) from None
+    said, status = result if isinstance(result, tuple) else (result, DONE)
+    line = json.dumps(said)
+    if summary:
+        Path(summary).write_text(line + "\n")
+    sys.stderr.flush()
+    print(line, flush=True)
+    raise SystemExit(status)
+
+
+def ingest(kind: Any, given: argparse.Namespace) -> None:
+    """The whole of an ingest job: checks the request before any Spark work, then `medspark.lake.ingest`."""
+    main(kind.job, lambda: _ingest(kind, given), given.summary)
+
+
+def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    import re
+
+    from medspark import config, deid
+    from medspark.errors import BadRequest
+    from medspark.keys import Ids
+
+    settings = config.load(given.conf, given.set)
+    try:
+        pattern = re.compile(given.subject_pattern)
+    except re.error as error:
+        raise BadRequest(f"--subject-pattern: not a regular expression ({error})") from None
+    if given.subject_pattern and pattern.groups < 1:
+        raise BadRequest("--subject-pattern: needs a group, as in '(TCGA-\\w\\w-\\w{4})'")
+    subjects = read_subjects(given.subjects)
+    from medspark.lake import scan
+    from medspark.lake.store import locate
+
+    scan.resolve(given.input)
+    locate(given.lake)
+    key = deid.load_key(settings.deid.key_path(), create=not given.dry_run) if settings.deid.profile != "none" else None
+    ids = Ids(key)
+
+    from medspark.lake import ingest, logs, session
+    from medspark.lake.store import Lake
+
+    request = ingest.Request(
+        tuple(given.input), given.dataset, subjects, given.subject_pattern, given.subject_domain, given.retry_rejected, given.dry_run
+    )
+    logs.configure("", given.log_level)
+    ingest.check_key(given.lake, ids, create=not given.dry_run)
+    spark = session.build(f"medspark {kind.job}", settings.spark)
+    lake = Lake(spark, given.lake)
+    run = ingest.Ingest(lake, kind, ids, settings, request, progress=logs.Progress(kind.job))
+    logs.configure(run.run_id, given.log_level)
+    run.summary.stages["start"] = time.monotonic() - STARTED
+    summary = run.run()
+    summary.seconds = time.monotonic() - STARTED
+    if not given.dry_run:
+        ingest.record_kpi(lake, summary)
+    said = summary.json()
+    spark.stop()
+    too_many = summary.new_sources and summary.rejected_sources / summary.new_sources > settings.quarantine.max_fraction
+    return said, QUARANTINED if too_many else DONE
+
+
+def read_subjects(path: str | None) -> dict[str, str]:
+    """``--subjects``: a CSV with the columns ``file`` and ``subject``."""
+    from medspark.errors import BadRequest
+
+    if path is None:
+        return {}
+    if not os.path.exists(path):
+        raise BadRequest(f"--subjects {path}: no such file")
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        rows = csv.DictReader(stream)
+        if not {"file", "subject"} <= set(rows.fieldnames or ()):
+            raise BadRequest(f"--subjects {path}: expected the columns file,subject, got {','.join(rows.fieldnames or ())}")
+        return {row["file"]: row["subject"] for row in rows}

@@ -1,0 +1,22 @@
+"""Explodes DICOM and NIfTI series into slices: ``spark-submit jobs/explode_series.py --lake URI --input PATH...``"""
+
+from __future__ import annotations
+
+from _entry import ingest, ingest_parser
+
+
+def options() -> object:
+    parser = ingest_parser("explode_series", "Explodes CT, MR and other series (DICOM files, folders, NIfTI) into slices in the lake.")
+    parser.add_argument("--modality", default="OT", help="modality of NIfTI files, which do not say it")
+    return parser
+
+
+def main() -> None:
+    given = options().parse_args()  # type: ignore[attr-defined]
+    from medspark.series.kind import series_kind
+
+    ingest(series_kind(given.modality), given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Small tools: ``python -m medspark status|sql|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from medspark.errors import BadRequest
+
+BAD_REQUEST = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="medspark", description=__doc__)
+    tools = parser.add_subparsers(dest="tool", required=True)
+    status = tools.add_parser("status", help="tables, versions, open and stale batches, rejections of a lake")
+    status.add_argument("--lake", required=True, metavar="URI")
+    status.add_argument("--json", action="store_true", help="as one JSON object")
+    sql = tools.add_parser("sql", help="one SQL query over a lake")
+    sql.add_argument("--lake", required=True, metavar="URI")
+    sql.add_argument("--rows", type=int, default=50, help="rows to show (50)")
+    sql.add_argument("query")
+    demo = tools.add_parser("demo", help="slides and CT in, tables, answers and pictures out")
+    demo.add_argument("--out", default="demo", metavar="FOLDER")
+    tools.add_parser("doctor", help="what is in order on this machine and what is not", add_help=False)
+    given, rest = parser.parse_known_args(argv)
+    if rest and given.tool != "doctor":
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    try:
+        return _run(given, rest)
+    except BadRequest as error:
+        print(f"medspark {given.tool}: {error}", file=sys.stderr)
+        return BAD_REQUEST
+
+
+def _run(given: argparse.Namespace, rest: list[str]) -> int:
+    if given.tool == "doctor":
+        from medspark import doctor
+
+        return doctor.main(rest)
+    if given.tool == "status":
+        from medspark.lake.status import render
+        from medspark.lake.status import status as read
+
+        found = read(given.lake)
+        print(json.dumps(asdict(found)) if given.json else render(found))
+        return 0
+    if given.tool == "sql":
+        from medspark.lake import session
+        from medspark.lake import sql as lake_sql
+
+        spark = session.build("medspark sql")
+        lake_sql.register(spark, given.lake)
+        lake_sql.query(spark, given.query).show(given.rows, truncate=False)
+        return 0
+    from medspark.demo import run
+
+    return run(given.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""What rows owe to their neighbours: a series' geometry and verdicts, a grid's counts. Pure derivation over rows, whenever they arrive.
+
+`files` derives it for a batch before it is appended; `replan` brings rows that were there before up to date after the batch has closed.
+Both call the same pure `medspark.series.assemble`; pixels are never touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medspark.config import Config
+from medspark.lake.stage import Stage
+from medspark.lake.store import DataFile, Lake, retry
+from medspark.tables.catalog import SERIES, SLICES
+from medspark.tables.rows import Rows
+from medspark.tables.work import Unit
+
+GEOMETRY = [column.name for column in SLICES.columns if column.dtype != "binary" and column.name not in ("header_json",)]
+"""Columns of ``slices`` that `assemble` reads: all but the wide ones."""
+DERIVED = ("t", "k", "position_mm", "verdict", "usable")
+"""Columns of ``slices`` that depend on the other slices of the series."""
+
+
+def only(rows: Rows, parents: set[str], subjects: set[str]) -> Rows:
+    """The plan's rows whose parent (or subject) has images in the batch."""
+    keep, wanted = {"slides": ("slide_id", parents), "grids": ("slide_id", parents), "subjects": ("subject_key", subjects)}.get(
+        rows.table, (None, set())
+    )
+    if keep is None:
+        return rows
+    mask = [value in wanted for value in rows.columns[keep]]
+    if all(mask):
+        return rows
+    return Rows(rows.table, {name: [value for value, on in zip(values, mask, strict=True) if on] for name, values in rows.columns.items()})
+
+
+def with_known(lake: Lake, job: str, units: Sequence[Unit]) -> list[Unit]:
+    """Units of series get the ids and hashes of the images that the lake already has of their series: ``work["known"]``."""
+    if job != "explode_series":
+        return list(units)
+    known: dict[str, str] = {}
+    instances = {unit.parent_id for unit in units}
+    slices = existing_slices(lake, instances, ["image_id", "pixel_hash", "series_instance_id", "dataset"])
+    for image_id, pixel_hash in zip(slices.column("image_id").to_pylist(), slices.column("pixel_hash").to_pylist(), strict=True):
+        known[image_id] = pixel_hash
+    if not known:
+        return list(units)
+    return [dataclasses.replace(unit, work={**(unit.work or {}), "known": known}) for unit in units]
+
+
+def existing_slices(lake: Lake, instances: Iterable[str], columns: Sequence[str]) -> pa.Table:
+    """Rows of ``slices`` whose series_instance_id is among ``instances``; the small table ``series`` says first which there are."""
+    wanted = pa.array(sorted(instances), pa.string())
+    series = lake.read("series", ["series_id"], pc.field("series_instance_id").isin(wanted)).column(0).to_pylist()
+    if not series:
+        return pa.schema([SLICES.arrow().field(name) for name in columns]).empty_table()
+
+    def keep(statistics: dict[str, object]) -> bool:
+        low, high = statistics.get("min.series_id"), statistics.get("max.series_id")
+        return low is None or high is None or any(str(low) <= one <= str(high) for one in series)
+
+    return lake.read("slices", columns, pc.field("series_instance_id").isin(wanted), files=lake.files("slices", prune=keep))
+
+
+def files(lake: Lake, stage: Stage, settings: Config) -> dict[str, list[DataFile]]:
+    """The batch's files of all narrow tables, derived columns filled in."""
+    patches = {}
+    if "slices" in stage.tables():
+        patches["slices"] = _assembled(lake, stage, settings)
+    if "grids" in stage.tables():
+        patches["grids"] = _counted(stage)
+    return {table: stage.files(table, patches.get(table)) for table in stage.tables()}
+
+
+def _by_instance(slices: pa.Table) -> dict[tuple[str, str], pa.Table]:
+    keys = list(zip(slices.column("dataset").to_pylist(), slices.column("series_instance_id").to_pylist(), strict=True))
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    return {key: slices.take(pa.array(listed)) for key, listed in places.items()}
+
+
+def _assembled(lake: Lake, stage: Stage, settings: Config):  # type: ignore[no-untyped-def]
+    """Stages the rows of new series and returns the patch that fills the derived columns of the new slices.
+
+    Series that the lake already has are left to `replan`, after the commit point; their new slices get the right values now.
+    """
+    from medspark.series.assemble import assemble
+
+    new = stage.narrow("slices", GEOMETRY)
+    there = existing_slices(lake, set(new.column("series_instance_id").to_pylist()), GEOMETRY)
+    late = set(_by_instance(there)) if there.num_rows else set()
+    everything = pa.concat_tables([new, there.cast(new.schema)]) if there.num_rows else new
+    derived: dict[str, dict[str, object]] = {}
+    for key, slices in _by_instance(everything).items():
+        assembled = assemble(slices, settings.verdicts)
+        derived.update(_values(assembled.slices))
+        if key not in late:
+            stage.add(assembled.series)
+
+    def patch(piece: pa.Table) -> pa.Table:
+        ids = piece.column("image_id").to_pylist()
+        for name in DERIVED:
+            place = piece.schema.get_field_index(name)
+            values = pa.array([derived[image_id][name] for image_id in ids], piece.schema.field(name).type)
+            piece = piece.set_column(place, piece.schema.field(name), values)
+        return piece
+
+    return patch
+
+
+def _values(slices: pa.Table) -> dict[str, dict[str, object]]:
+    """image_id -> derived values."""
+    return {row["image_id"]: row for row in slices.select(["image_id", *DERIVED]).to_pylist()}
+
+
+def _counted(stage: Stage):  # type: ignore[no-untyped-def]
+    """``grids.n_tiles`` and ``n_stored`` as they came out, not as they were planned."""
+    tiles = stage.narrow("tiles", ["grid_id", "pixel_source"])
+    counts = Counter(tiles.column(0).to_pylist())
+    stored = Counter(tiles.filter(pc.not_equal(tiles.column(1), "none")).column(0).to_pylist())
+
+    def patch(piece: pa.Table) -> pa.Table:
+        grids = piece.column("grid_id").to_pylist()
+        for name, source in (("n_tiles", counts), ("n_stored", stored)):
+            place = piece.schema.get_field_index(name)
+            piece = piece.set_column(place, piece.schema.field(name), pa.array([source[grid] for grid in grids], pa.int32()))
+        return piece
+
+    return patch
+
+
+def replan(lake: Lake, batch_id: str, settings: Config) -> None:
+    """Brings series that a batch has added slices to up to date: their row, and ``k``, ``t`` and verdicts of slices that were there before.
+
+    A function of the rows in the lake alone, so that it may be repeated after any kill.
+    """
+    if not lake.exists("slices"):
+        return
+    own = lake.read("slices", ["series_instance_id"], pc.field("batch_id") == batch_id, files=_files_with(lake, "slices", batch_id))
+    instances = set(own.column(0).to_pylist())
+    if not instances:
+        return
+    slices = existing_slices(lake, instances, [*GEOMETRY, *(name for name in ("batch_id",) if name not in GEOMETRY)])
+    mixed = {key for key, rows in _by_instance(slices).items() if set(rows.column("batch_id").to_pylist()) != {batch_id}}
+    for key, rows in _by_instance(slices).items():
+        if key in mixed:
+            _merge(lake, rows, settings)
+
+
+def _files_with(lake: Lake, table: str, batch_id: str) -> list[str]:
+    def keep(statistics: dict[str, object]) -> bool:
+        low, high = statistics.get("min.batch_id"), statistics.get("max.batch_id")
+        return low is None or high is None or str(low) <= batch_id <= str(high)
+
+    return lake.files(table, prune=keep)
+
+
+def _merge(lake: Lake, slices: pa.Table, settings: Config) -> None:
+    from medspark.series.assemble import assemble
+
+    assembled = assemble(slices, settings.verdicts)
+    before, after = _values(slices), _values(assembled.slices)
+    changed = [
+        {"image_id": image_id, **row} for image_id, row in after.items() if any(row[name] != before[image_id][name] for name in DERIVED)
+    ]
+    if changed:
+        schema = pa.schema([SLICES.arrow().field(name) for name in ("image_id", *DERIVED)])
+        _upsert(
+            lake, "slices", "image_id", pa.Table.from_pylist([{n: row[n] for n in schema.names} for row in changed], schema), insert=False
+        )
+    series = pa.Table.from_batches([assembled.series.to_arrow("", "")]).drop_columns(["run_id", "batch_id"])
+    there = lake.read("series", series.schema.names, pc.field("series_id").isin(series.column("series_id").combine_chunks()))
+    old = {row["series_id"]: row for row in there.to_pylist()}
+    fresh = [row for row in series.to_pylist() if old.get(row["series_id"]) != row]
+    if fresh:
+        written_by = slices.column("batch_id").to_pylist()[-1]
+        table = pa.Table.from_pylist([{**row, "run_id": "replan", "batch_id": written_by} for row in fresh], SERIES.arrow())
+        _upsert(lake, "series", "series_id", table, insert=True)
+
+
+def _upsert(lake: Lake, table: str, key: str, rows: pa.Table, insert: bool) -> None:
+    """MERGE by key: updates the columns given (but never who wrote the row), inserts what is new when asked to."""
+    from delta.tables import DeltaTable
+
+    frame = lake.spark.createDataFrame(rows.to_pylist(), _spark_schema(rows.schema)).coalesce(1)
+    updates = {name: f"new.{name}" for name in rows.schema.names if name not in (key, "run_id", "batch_id")}
+
+    def merge() -> None:
+        builder = DeltaTable.forPath(lake.spark, lake.path(table)).alias("old").merge(frame.alias("new"), f"old.{key} = new.{key}")
+        builder = builder.whenMatchedUpdate(set=updates)
+        (builder.whenNotMatchedInsertAll() if insert else builder).execute()
+
+    retry(merge)
+
+
+def _spark_schema(schema: pa.Schema):  # type: ignore[no-untyped-def]
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    return from_arrow_schema(schema)
+
+
+def forget_rejected(lake: Lake, sources: Mapping[str, object], job: str, settings: str) -> None:
+    """Takes rejected sources out of the ledger and of ``rejected``, so that ``--retry-rejected`` claims them anew."""
+    where = pc.field("source_id").isin(pa.array(sorted(sources))) & (pc.field("job") == job) & (pc.field("settings") == settings)
+    again = lake.read("sources", ["source_id"], where & (pc.field("status") == "rejected")).column(0).to_pylist()
+    for start in range(0, len(again), 500):
+        listed = ", ".join(f"'{source}'" for source in again[start : start + 500])
+        lake.delete("rejected", f"source_id IN ({listed})")
+        lake.delete("sources", f"source_id IN ({listed}) AND job = '{job}' AND settings = '{settings}' AND status = 'rejected'")

@@ -1,0 +1,470 @@
+"""scan -> plan -> explode -> commit: the one implementation for every kind of data. Knows the four steps and no modality.
+
+Read `scan`, `tasks`, `explode`, `stage` and `batch` for the steps; what a kind of data adds when its rows come together (a series'
+geometry, a grid's counts) is in `derive`; labels that waited for their images are in `link`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from medspark.config import Config
+from medspark.errors import UNCOUNTED_CODES, BadRequest
+from medspark.keys import Ids
+from medspark.lake import derive, link, tasks
+from medspark.lake.batch import Batch, recover_dead
+from medspark.lake.explode import Exploder, TaskResult
+from medspark.lake.scan import Found, Ledger, Scanned, reader, resolve, to_path, walk
+from medspark.lake.session import cores
+from medspark.lake.stage import Stage
+from medspark.lake.store import PRIVATE, Lake, locate
+from medspark.tables import names
+from medspark.tables.catalog import SCHEMA_VERSION
+from medspark.tables.rows import Rejection, Rows
+from medspark.tables.work import Kind, Plan, SourceFile, Unit
+
+log = logging.getLogger("medspark.ingest")
+
+HASH_BYTES_PER_S = 8e8  # SHA-256 and reading, one core; balances scan tasks
+HEADER_S = 1e-3  # parsing one header, one core
+TASK_S = 12.0  # of work in one explode task: long against a task's overhead, short against a lost one
+WRITES = {
+    "tile_slides": ("subjects", "slides", "grids", "tiles", "pixels"),
+    "explode_series": ("subjects", "series", "slices", "pixels"),
+    "ingest_photos": ("subjects", "photos", "pixels", "labels"),
+    "import_labels": ("regions", "planes", "labels"),
+}
+CARD = f"{PRIVATE}/lake.json"
+ALWAYS = ("sources", "rejected", "claims", "kpi")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job was asked for.
+
+    dataset : str           empty: each input folder's name
+    subjects : Mapping      file name or path -> subject (``--subjects``); subject_pattern : group 1 of the file name
+    """
+
+    inputs: tuple[str, ...]
+    dataset: str = ""
+    subjects: Mapping[str, str] = field(default_factory=dict)
+    subject_pattern: str = ""
+    subject_domain: str = ""
+    retry_rejected: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class Summary:
+    """The last line of a job (contract.md §1)."""
+
+    job: str
+    run_id: str
+    lake: str
+    written: Counter[str] = field(default_factory=Counter)
+    rejected: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+    new_sources: int = 0
+    rejected_sources: int = 0
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("start", "scan", "plan", "explode", "commit"), 0.0))
+    versions: dict[str, int] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stages[stage] += time.monotonic() - started
+
+    def json(self) -> dict[str, Any]:
+        said = {
+            "job": self.job,
+            "run_id": self.run_id,
+            "lake": self.lake,
+            "written": dict(sorted(self.written.items())),
+            "rejected": self.rejected,
+            "skipped": self.skipped,
+            "duplicates": self.duplicates,
+            "seconds": round(self.seconds, 3),
+            "stages": {name: round(value, 3) for name, value in self.stages.items()},
+            "versions": dict(sorted(self.versions.items())),
+        }
+        return {**said, **self.extra}
+
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Ingest:
+    """One run of one kind of data into a lake."""
+
+    lake: Lake
+    kind: Kind
+    ids: Ids
+    settings: Config
+    request: Request
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    progress: Progress = lambda text: None
+
+    def __post_init__(self) -> None:
+        self.summary = Summary(self.kind.job, self.run_id, self.lake.uri)
+        extra = (self.ids.fingerprint, getattr(self.kind, "fingerprint", ""))
+        self.fingerprint = self.settings.fingerprint(*self.kind.sections, extra=extra)
+        self._skipped_suffixes: Counter[str] = Counter()
+
+    # ---- the run
+
+    def run(self) -> Summary:
+        """Ingests all that is new under the inputs; every batch is complete in itself."""
+        self.lake.spark.sparkContext.setJobGroup(self.run_id, f"medspark {self.kind.job}")
+        if not self.request.dry_run:
+            with self.summary.timed("commit"):
+                self.lake.ensure([*WRITES[self.kind.job], *ALWAYS])
+                recovered = recover_dead(self.lake, self._finisher())
+                if recovered:
+                    log.warning("recovered batches", extra={"said": {"batches": recovered}})
+                    self.summary.extra["recovered"] = len(recovered)
+        roots = self._roots()
+        with self.summary.timed("scan"):
+            ledger = Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected)
+        for dataset, folders, files in roots:
+            for found in self._new(folders, files, ledger):
+                self._batch(dataset, found)
+        self.summary.versions = dict(self.lake.versions)
+        if self._skipped_suffixes:
+            self.summary.extra["skipped_by_suffix"] = dict(self._skipped_suffixes.most_common())
+        return self.summary
+
+    def _finisher(self) -> Callable[[str], None]:
+        return lambda batch_id: finish(self.lake, self.ids, self.settings, self.run_id, batch_id, self.summary)
+
+    def _roots(self) -> list[tuple[str, list[str], list[Found]]]:
+        folders, files = resolve(self.request.inputs)
+        if self.request.dataset:
+            return [(self.request.dataset, folders, files)]
+        roots = [(PurePosixPath(folder).name or "root", [folder], []) for folder in folders]
+        by_parent: dict[str, list[Found]] = {}
+        for file in files:
+            by_parent.setdefault(names.folder(file.uri) or "root", []).append(file)
+        return [*roots, *((name, [], listed) for name, listed in by_parent.items())]
+
+    def _new(self, folders: Sequence[str], files: Sequence[Found], ledger: Ledger) -> Iterator[list[Found]]:
+        """New files in batches bounded by count and bytes."""
+        batch: list[Found] = []
+        size = 0
+        for found in walk(folders, files, self.lake.spark):
+            if found in ledger:
+                self.summary.skipped += 1
+                continue
+            if batch and (len(batch) >= self.settings.ingest.batch_sources or size + found.size > self.settings.ingest.batch_bytes):
+                yield batch
+                batch, size = [], 0
+            batch.append(found)
+            size += found.size
+        if batch:
+            yield batch
+
+    # ---- one batch
+
+    def _batch(self, dataset: str, found: list[Found]) -> None:
+        with self.summary.timed("scan"):
+            self.progress(f"scan: {len(found)} new files")
+            scanned = self._scan(dataset, found)
+        sources = {self.ids.source(dataset, one.found.uri, one.sha256): one for one in scanned}
+        self.summary.new_sources += len(sources)
+        with self.summary.timed("plan"):
+            plan = self.kind.plan(self._files(dataset, sources), self.ids, self.settings)
+        self.progress(f"plan: {len(plan.units)} units of work, {sum(unit.images for unit in plan.units)} images")
+        if self.request.dry_run:
+            self._dry(sources, plan)
+            return
+        batch = Batch(self.lake, self.run_id, self.kind.job, self.fingerprint, self.settings.ingest.lease_s, self._finisher())
+        if self.request.retry_rejected:
+            derive.forget_rejected(self.lake, sources, self.kind.job, self.fingerprint)
+        with self.summary.timed("commit"):
+            left = set(batch.claim(sources, plan.locks, lambda: self.progress("waiting for another job on the same data")))
+        self.summary.skipped += len(sources) - len(left)
+        if not left:
+            return
+        if len(left) < len(sources):
+            sources = {source: one for source, one in sources.items() if source in left}
+            with self.summary.timed("plan"):
+                plan = self.kind.plan(self._files(dataset, sources), self.ids, self.settings)
+        with self.summary.timed("plan"):
+            units = derive.with_known(self.lake, self.kind.job, plan.units)
+        with self.summary.timed("explode"):
+            results = self._explode(batch, units)
+        with self.summary.timed("commit"):
+            self._commit(dataset, batch, sources, plan, results)
+
+    def _journal(self, batch_id: str, stage: str) -> tasks.Journal:
+        return tasks.Journal(
+            self.lake.folder(PRIVATE, batch_id, stage), isinstance(self.lake.filesystem, pafs.LocalFileSystem), self.lake.filesystem
+        )
+
+    def _scan(self, dataset: str, found: list[Found]) -> list[Scanned]:
+        weigh = lambda one: HEADER_S + one.size / HASH_BYTES_PER_S
+        parts = split(found, weigh, 2.0, cores(self.lake.spark))
+        name = f"scan-{self.run_id}-{uuid.uuid4().hex[:8]}"
+        work = reader(self.kind, self.ids, self.settings, dataset)
+        try:
+            return tasks.run(self.lake.spark, self._journal(name, "journal"), parts, work, self.settings.guard.decode_s)
+        finally:
+            self.lake.filesystem_delete(self.lake.folder(PRIVATE, name))
+
+    def _files(self, dataset: str, sources: Mapping[str, Scanned]) -> list[SourceFile]:
+        domain = self.request.subject_domain or dataset
+        return [
+            SourceFile(
+                source_id, one.found.uri, to_path(one.found.uri), one.found.size, dataset, one.header, self._subject(one.found.uri), domain
+            )
+            for source_id, one in sources.items()
+            if one.header is not None
+        ]
+
+    def _subject(self, uri: str) -> str | None:
+        path = to_path(uri)
+        for name in (path, uri, os.path.basename(path)):
+            if name in self.request.subjects:
+                return self.request.subjects[name]
+        if self.request.subject_pattern:
+            match = re.search(self.request.subject_pattern, os.path.basename(path))
+            if match:
+                return match.group(1)
+        return None
+
+    def _explode(self, batch: Batch, units: Sequence[Unit]) -> list[TaskResult]:
+        work = Exploder(self.kind, self.ids, self.settings, self.lake.uri, self.run_id, batch.batch_id)
+        parts = split(units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark))
+        self.progress(f"explode: {len(units)} units in {len(parts)} tasks")
+        journal = self._journal(batch.batch_id, "journal")
+        return tasks.run(self.lake.spark, journal, parts, work, self.settings.guard.decode_s)
+
+    def _commit(self, dataset: str, batch: Batch, sources: Mapping[str, Scanned], plan: Plan, results: list[TaskResult]) -> None:
+        stage = Stage.of(self.lake, self.run_id, batch.batch_id, results)
+        images: Counter[str] = Counter()
+        rejections = [*plan.rejections, *(item for result in results for item in result.rejections)]
+        parents: set[str] = set()
+        subjects: set[str] = set()
+        for result in results:
+            images.update(result.images)
+            parents |= result.parents
+            subjects |= result.subjects
+        for rows in plan.rows:  # only of parents that have images
+            stage.add(derive.only(rows, parents, subjects))
+        rejections += [Rejection(source, one.found.uri, "scan", one.code, one.message) for source, one in sources.items() if one.code]
+        waiting: set[str] = set()
+        if self.kind.job == "import_labels":
+            waiting = self._waiting(stage)
+            rejections += [
+                Rejection(
+                    source,
+                    sources[source].found.uri,
+                    "link",
+                    "ORPHAN_LABEL",
+                    "its image is not in the lake; its labels appear when it comes",
+                )
+                for source in waiting
+            ]
+        files = derive.files(self.lake, stage, self.settings)
+        files["pixels"] = [file for result in results for file in result.payload]
+        now = datetime.now(UTC)
+        rejections = sorted(set(rejections), key=lambda item: (item.source_id, item.stage, item.code, item.message))
+        if rejections:
+            stage.add(_rejected(rejections, dataset, now))
+            files["rejected"] = stage.files("rejected")
+        self.progress("commit: " + ", ".join(f"{sum(file.rows for file in listed)} {table}" for table, listed in files.items() if listed))
+        batch.append(files)
+        batch.close(self._ledger(dataset, sources, images, rejections, now))
+        for table, listed in files.items():
+            self.summary.written[table] += sum(file.rows for file in listed)
+        self.summary.written["sources"] += len(sources)
+        finish(self.lake, self.ids, self.settings, self.run_id, batch.batch_id, self.summary)
+        batch.release()
+        stage.clear()
+
+    def _waiting(self, stage: Stage) -> set[str]:
+        """Annotation files of the batch of which an image is not in the lake."""
+        refs: set[link.Ref] = set()
+        for table in link.TRUTH:
+            if table in stage.tables():
+                refs |= link.refs_in(stage.narrow(table, ["source_id", "ref_image", "ref_dataset"]))
+        return link.orphans(self.lake, refs)
+
+    def _ledger(
+        self, dataset: str, sources: Mapping[str, Scanned], images: Mapping[str, int], rejections: Sequence[Rejection], now: datetime
+    ) -> Rows:
+        lost: Counter[str] = Counter()
+        codes: dict[str, set[str]] = {}
+        for item in rejections:
+            codes.setdefault(item.source_id, set()).add(item.code)
+            if item.code not in UNCOUNTED_CODES:
+                lost[item.source_id] += max(1, item.images)
+                self.summary.rejected += 1
+            elif item.code == "DUPLICATE":
+                self.summary.duplicates += 1
+        records = []
+        for source_id, one in sources.items():
+            status = _status(one, images.get(source_id, 0), codes.get(source_id, set()))
+            if status == "skipped":
+                self.summary.skipped += 1
+                self._skipped_suffixes[PurePosixPath(one.found.uri).suffix.lower() or "(none)"] += 1
+                if one.message and len(self.summary.extra.setdefault("hints", [])) < 5 and one.message not in self.summary.extra["hints"]:
+                    self.summary.extra["hints"].append(one.message)
+            self.summary.rejected_sources += status == "rejected"
+            records.append(
+                {
+                    "source_id": source_id,
+                    "dataset": dataset,
+                    "uri": self._uri(one.found.uri),
+                    "kind": "other" if status == "skipped" else (one.header or {}).get("kind", self.kind.source_kind),
+                    "size_bytes": one.found.size,
+                    "modified_at": datetime.fromtimestamp(one.found.modified_us / 1e6, UTC),
+                    "sha256": one.sha256,
+                    "job": self.kind.job,
+                    "settings": self.fingerprint,
+                    "status": status,
+                    "n_images": images.get(source_id, 0),
+                    "n_rejected": lost[source_id],
+                    "ingested_at": now,
+                }
+            )
+        return Rows.of("sources", records)
+
+    def _uri(self, uri: str) -> str:
+        return uri if self.settings.deid.uris == "keep" else "token:" + self.ids.token(uri)
+
+    def _dry(self, sources: Mapping[str, Scanned], plan: Plan) -> None:
+        said = self.summary.extra.setdefault("plan", Counter())
+        said["sources"] += len(sources)
+        said["images"] += sum(unit.images for unit in plan.units)
+        said["bytes"] += sum(one.found.size for one in sources.values())
+        said["partitions"] += len(split(plan.units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark)))
+        self.summary.rejected += sum(1 for one in sources.values() if one.code) + len(plan.rejections)
+
+
+def _status(one: Scanned, images: int, codes: set[str]) -> str:
+    counted = codes - UNCOUNTED_CODES
+    if "ORPHAN_LABEL" in codes:
+        return "waiting"
+    if images:
+        return "partial" if counted else "ok"
+    if counted:
+        return "rejected"
+    if "DUPLICATE" in codes:
+        return "duplicate"
+    return "ok" if one.header is not None else "skipped"
+
+
+def _rejected(rejections: Sequence[Rejection], dataset: str, now: datetime) -> Rows:
+    return Rows.of(
+        "rejected",
+        [
+            {
+                "source_id": item.source_id,
+                "uri": item.uri,
+                "dataset": dataset,
+                "stage": item.stage,
+                "code": item.code,
+                "message": item.message,
+                "rejected_at": now,
+            }
+            for item in rejections
+        ],
+    )
+
+
+def split(items: Sequence[Any], weigh: Callable[[Any], float], target: float, at_once: int) -> list[list[Any]]:
+    """Contiguous parts of about equal cost: at most ``target`` seconds each, and, where there is enough work, three for every core."""
+    if not items:
+        return []
+    costs = [weigh(item) for item in items]
+    aim = min(target, max(sum(costs) / (3 * at_once), 0.5))
+    parts: list[list[Any]] = [[]]
+    filled = 0.0
+    for item, cost in zip(items, costs, strict=True):
+        if parts[-1] and filled + cost > aim:
+            parts.append([])
+            filled = 0.0
+        parts[-1].append(item)
+        filled += cost
+    return parts
+
+
+def finish(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str, summary: Summary | None = None) -> None:
+    """What a closed batch still owes; idempotent, so that a roll-forward may repeat it."""
+    derive.replan(lake, batch_id, settings)
+    written = link.link(lake, ids, settings, run_id, batch_id)
+    if summary is not None:
+        summary.rejected += written.pop("linked_rejections", 0)
+        for table, count in written.items():
+            summary.written[table] += count
+
+
+def key_of(uri: str) -> str | None:
+    """Fingerprint of the key that a lake was written with; None for a lake that is not there yet. Needs no session."""
+    filesystem, root, _ = locate(uri)
+    path = f"{root}/{CARD}"
+    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+        return None
+    with filesystem.open_input_stream(path) as stream:
+        return str(json.loads(stream.read())["key"])
+
+
+def check_key(uri: str, ids: Ids, create: bool) -> None:
+    """The lake remembers the fingerprint of its key; another key is a `BadRequest`, before any Spark work."""
+    there = key_of(uri)
+    if there is None:
+        if create:
+            filesystem, root, _ = locate(uri)
+            filesystem.create_dir(f"{root}/{PRIVATE}", recursive=True)
+            with filesystem.open_output_stream(f"{root}/{CARD}") as stream:
+                stream.write(json.dumps({"key": ids.fingerprint, "schema": SCHEMA_VERSION}).encode())
+    elif there != ids.fingerprint:
+        raise BadRequest(
+            f"this lake was written with {'no key' if there == 'none' else 'another de-identification key'}; "
+            "give the same deid.profile and deid.key_file as before"
+        )
+
+
+def record_kpi(lake: Lake, summary: Summary) -> None:
+    """Seconds per stage and rows per second of the run, as rows of ``kpi``."""
+    now = datetime.now(UTC)
+    values = {f"{stage}_s": (value, "s") for stage, value in summary.stages.items()} | {"total_s": (summary.seconds, "s")}
+    rows = Rows.of(
+        "kpi",
+        [
+            {
+                "job": summary.job,
+                "metric": metric,
+                "value": value,
+                "unit": unit,
+                "recorded_at": now,
+                "context": {"new_sources": str(summary.new_sources)},
+            }
+            for metric, (value, unit) in values.items()
+        ],
+    )
+    file = lake.write_file("kpi", [rows.to_arrow(summary.run_id, "")], f"part-{summary.run_id}.parquet")
+    lake.transact("kpi", [file] if file else [], metadata=lake.user_metadata(run=summary.run_id))
+    summary.written["kpi"] += len(rows)

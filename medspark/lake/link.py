@@ -1,0 +1,511 @@
+"""Labels come about wherever annotations and images meet, whoever came first.
+
+A batch that brought annotations meets all images of the lake; a batch that brought images meets all annotations. Each meeting, (annotation
+file, grid of a slide) or (annotation file, series, batch of its slices), is worked once: it is claimed and closed like any other work, under
+the job name ``link_labels``, so kills, second jobs and later grids or slices are covered by the same protocol. The rasterising itself is
+pure (`medspark.labels.link`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medspark.config import Config
+from medspark.errors import Rejected, unexpected
+from medspark.keys import Ids
+from medspark.lake import tasks
+from medspark.lake.batch import Batch
+from medspark.lake.explode import StageWriter, TaskResult
+from medspark.lake.pixels import PixelReader
+from medspark.lake.stage import Stage
+from medspark.lake.store import PRIVATE, Lake, batches_of, locate, retry
+from medspark.tables.catalog import TABLES
+from medspark.tables.rows import Rejection, Rows
+from medspark.tables.work import SourceFile
+
+JOB = "link_labels"
+TRUTH = ("regions", "planes")
+PLANE_BATCH = 16  # planes read at once: a mask band of a large slide may hold some MB
+
+SLICE_COLUMNS = [column.name for column in TABLES["slices"].columns if column.name not in ("header_json", "series_attributes")]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What an annotation file says it belongs to."""
+
+    source_id: str
+    ref_image: str
+    ref_dataset: str | None
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """One annotation file and one set of images.
+
+    slide_id, grid_id : for slides;  dataset, series_instance_id and batch_id (the slices that this batch brought) : for series
+    refs : the file's references that name this parent (one file may annotate many images)
+    """
+
+    source_id: str
+    slide_id: str = ""
+    grid_id: str = ""
+    dataset: str = ""
+    series_instance_id: str = ""
+    batch_id: str = ""
+    refs: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        parts = (self.grid_id, self.dataset, self.series_instance_id, self.batch_id)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def link(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str) -> dict[str, int]:
+    """Works every meeting that a closed batch brought about; idempotent. Returns rows written by table."""
+    settle(lake, batch_id)
+    refs = _refs(lake)
+    if not refs:
+        return {}
+    own = _sources_of(lake, batch_id)
+    meetings = _meetings(lake, refs, None if own else batch_id, own)
+    if not meetings:
+        return {}
+    return _work(lake, ids, settings, run_id, meetings)
+
+
+def orphans(lake: Lake, refs: Iterable[Ref]) -> set[str]:
+    """Annotation files of which at least one reference finds no image in the lake."""
+    refs = list(refs)
+    images = _Images(lake, refs, None)
+    return {ref.source_id for ref in refs if not images.parents(ref)}
+
+
+def refs_in(rows: pa.Table) -> set[Ref]:
+    columns = [rows.column(name).to_pylist() for name in ("source_id", "ref_image", "ref_dataset")]
+    return {Ref(*values) for values in zip(*columns, strict=True)}
+
+
+def _refs(lake: Lake, batch_files: Callable[[str], Sequence[str]] | None = None) -> set[Ref]:
+    found: set[Ref] = set()
+    for table in TRUTH:
+        if lake.exists(table):
+            found |= refs_in(lake.read(table, ["source_id", "ref_image", "ref_dataset"]))
+    return found
+
+
+def _sources_of(lake: Lake, batch_id: str) -> set[str]:
+    """Annotation files that a batch brought."""
+    found: set[str] = set()
+    for table in TRUTH:
+        if lake.exists(table):
+            found |= set(lake.read(table, ["source_id"], pc.field("batch_id") == batch_id).column(0).to_pylist())
+    return found
+
+
+# ---- who meets whom
+
+
+class _Images:
+    """Images of the lake (or of one batch) by what references may call them."""
+
+    def __init__(self, lake: Lake, refs: Iterable[Ref], batch_id: str | None) -> None:
+        self.lake, self.batch_id = lake, batch_id
+        self.by: dict[str, dict[str, set[tuple[str, ...]]]] = {}
+        wanted: dict[str, set[str]] = {}
+        for ref in refs:
+            kind, _, rest = ref.ref_image.partition(":")
+            wanted.setdefault(kind, set()).add(rest.split("#", 1)[0] if kind == "sop" else rest)
+        self._slides(wanted)
+        self._series(wanted)
+
+    def _put(self, kind: str, key: str | None, parent: tuple[str, ...]) -> None:
+        if key:
+            self.by.setdefault(kind, {}).setdefault(key, set()).add(parent)
+
+    def _slides(self, wanted: Mapping[str, set[str]]) -> None:
+        if not self.lake.exists("slides") or not wanted.keys() & {"name", "path", "folder", "image", "sop"}:
+            return
+        slides = {
+            row["slide_id"]: row for row in self.lake.read("slides", ["slide_id", "dataset", "file_token", "folder_token"]).to_pylist()
+        }
+        where = None if self.batch_id is None else pc.field("batch_id") == self.batch_id
+        for grid in self.lake.read("grids", ["grid_id", "slide_id"], where).to_pylist():
+            slide = slides.get(grid["slide_id"])
+            if slide is None:
+                continue
+            parent = ("slide", slide["dataset"], slide["slide_id"], grid["grid_id"])
+            self._put("name", slide["file_token"], parent)
+            self._put("path", f"{slide['folder_token']}/{slide['file_token']}", parent)
+            self._put("image", slide["slide_id"], parent)
+            for instance in slide["level_instance_ids"] or ():
+                self._put("sop", instance, parent)
+
+    def _series(self, wanted: Mapping[str, set[str]]) -> None:
+        if not self.lake.exists("slices"):
+            return
+        fields = {"sop": "sop_instance_id", "name": "file_token", "folder": "folder_token"}
+        conditions = [
+            pc.field(column).isin(pa.array(sorted(wanted[kind]), pa.string())) for kind, column in fields.items() if wanted.get(kind)
+        ]
+        if wanted.get("path"):
+            conditions.append(pc.field("file_token").isin(pa.array(sorted({path.split("/")[-1] for path in wanted["path"]}), pa.string())))
+        if wanted.get("image"):
+            names = pa.array(sorted(wanted["image"]), pa.string())
+            conditions += [pc.field("series_id").isin(names), pc.field("image_id").isin(names)]
+        if wanted.get("plane"):
+            frames = pa.array(sorted(wanted["plane"]), pa.string())
+            series = self.lake.read("series", ["series_id", "frame_of_reference_id"], pc.field("frame_of_reference_id").isin(frames))
+            self.frames = dict(zip(series.column(0).to_pylist(), series.column(1).to_pylist(), strict=True))
+            conditions.append(pc.field("series_id").isin(series.column(0).combine_chunks()))
+        else:
+            self.frames = {}
+        if not conditions:
+            return
+        where = conditions[0]
+        for condition in conditions[1:]:
+            where = where | condition
+        if self.batch_id is not None:
+            where = where & (pc.field("batch_id") == self.batch_id)
+        columns = ["dataset", "series_instance_id", "batch_id", "series_id", "image_id", "sop_instance_id", "file_token", "folder_token"]
+        for row in self.lake.read("slices", columns, where).to_pylist():
+            parent = ("series", row["dataset"], row["series_instance_id"], row["batch_id"])
+            self._put("sop", row["sop_instance_id"], parent)
+            self._put("name", row["file_token"], parent)
+            self._put("folder", row["folder_token"], parent)
+            self._put("path", f"{row['folder_token']}/{row['file_token']}", parent)
+            self._put("image", row["series_id"], parent)
+            self._put("image", row["image_id"], parent)
+            self._put("plane", self.frames.get(row["series_id"]), parent)
+
+    def parents(self, ref: Ref) -> set[tuple[str, ...]]:
+        kind, _, rest = ref.ref_image.partition(":")
+        found = self.by.get(kind, {}).get(rest.split("#", 1)[0] if kind == "sop" else rest, set())
+        return {parent for parent in found if ref.ref_dataset is None or parent[1] == ref.ref_dataset}
+
+
+def _meetings(lake: Lake, refs: set[Ref], batch_id: str | None, own: set[str]) -> list[Meeting]:
+    mine = [ref for ref in refs if not own or ref.source_id in own]
+    images = _Images(lake, mine, batch_id)
+    found: dict[tuple[str, str], Meeting] = {}
+    for ref in mine:
+        for parent in images.parents(ref):
+            if parent[0] == "slide":
+                meeting = Meeting(ref.source_id, slide_id=parent[2], grid_id=parent[3])
+            else:
+                # All batches of a series that has one matching slice: a volume's contours may lie on any of its slices.
+                meeting = Meeting(ref.source_id, dataset=parent[1], series_instance_id=parent[2], batch_id=parent[3])
+            key = (meeting.source_id, meeting.unit)
+            before = found[key].refs if key in found else ()
+            found[key] = dataclasses.replace(meeting, refs=(*before, ref.ref_image))
+    done = _linked(lake)
+    return [meeting for key, meeting in sorted(found.items()) if key not in done]
+
+
+def _linked(lake: Lake) -> set[tuple[str, str]]:
+    rows = lake.read("sources", ["source_id", "settings"], pc.field("job") == JOB)
+    return {
+        (source, settings.rpartition(":")[2])
+        for source, settings in zip(rows.column(0).to_pylist(), rows.column(1).to_pylist(), strict=True)
+    }
+
+
+# ---- the work
+
+
+@dataclass(frozen=True)
+class Linker:
+    """The work of a link task: reads the rows of both sides by file lists and calls the pure link."""
+
+    ids: Ids
+    settings: Config
+    lake_uri: str
+    run_id: str
+    batch_id: str
+    now: datetime
+    files: Mapping[str, Mapping[str, Sequence[str]]]
+
+    def __call__(self, items: Iterable[tuple[Meeting, SourceFile]], watch: tasks.Watcher, partition: int) -> Iterator[TaskResult]:
+        filesystem, root, _ = locate(self.lake_uri)
+        result = TaskResult(partition)
+        stage = StageWriter(filesystem, f"{root}/{PRIVATE}/{self.batch_id}", partition, result)
+        for meeting, source in items:
+            try:
+                watch(source, meeting.unit)
+                for item in self._meet(filesystem, meeting, source):
+                    if isinstance(item, Rejection):
+                        result.rejections.append(item)
+                    elif len(item):
+                        stage.write(item.table, item.to_arrow(self.run_id, self.batch_id))
+                        result.rows[item.table] += len(item)
+                        result.images[f"{meeting.source_id}/{meeting.unit}"] += len(item)
+            except Rejected as error:
+                result.rejections.append(Rejection(source.source_id, source.uri, "link", error.code, error.reason))
+            except Exception as error:
+                result.rejections.append(Rejection(source.source_id, source.uri, "link", "LABEL_FORMAT", unexpected(error)))
+        stage.close()
+        yield result
+
+    def _meet(self, filesystem: Any, meeting: Meeting, source: SourceFile) -> Iterator[Rows | Rejection]:
+        from medspark.labels.link import link_slices, link_tiles
+
+        files = self.files[f"{meeting.source_id}/{meeting.unit}"]
+        mine = _belongs(meeting)
+        regions = _read(filesystem, "regions", files["regions"], mine)
+        planes = _stream_planes(filesystem, files["planes"], mine)
+        values = PixelReader(filesystem, files["pixels"], meeting.slide_id)
+        if meeting.grid_id:
+            slide = _read(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
+            grid = _read(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
+            tiles = _read(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
+            regions = _to_level_0(regions, slide)
+            yield from link_tiles(slide, grid, tiles, regions, planes, values, source, self.ids, self.settings, self.now)
+            return
+        where = (pc.field("series_instance_id") == meeting.series_instance_id) & (pc.field("dataset") == meeting.dataset)
+        slices = _read(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
+        only = set(slices.filter(pc.equal(slices.column("batch_id"), meeting.batch_id)).column("image_id").to_pylist())
+        series = _read(filesystem, "series", files["series"], where).to_pylist()
+        values = PixelReader(filesystem, files["pixels"], "")
+        yield from link_slices(
+            series[0] if len(series) == 1 else None, slices, only, regions, planes, values, source, self.ids, self.settings, self.now
+        )
+
+
+def _read(filesystem: Any, table: str, files: Sequence[str], where: pc.Expression, columns: list[str] | None = None) -> pa.Table:
+    import pyarrow.dataset as pads
+
+    schema = TABLES[table].arrow()
+    if not files:
+        return (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
+    dataset = pads.dataset(
+        list(files), schema=pa.schema([field.with_nullable(True) for field in schema]), format="parquet", filesystem=filesystem
+    )
+    return dataset.to_table(columns=columns, filter=where)
+
+
+def _belongs(meeting: Meeting) -> pc.Expression:
+    """Rows of the file that name this parent. On a series every plane and instance reference comes along: its slices sort them out."""
+    named = pc.field("ref_image").isin(pa.array(meeting.refs, pa.string()))
+    if not meeting.grid_id:
+        named = named | pc.starts_with(pc.field("ref_image"), "sop:") | pc.starts_with(pc.field("ref_image"), "plane:")
+    return (pc.field("source_id") == meeting.source_id) & named
+
+
+def _to_level_0(regions: pa.Table, slide: Mapping[str, Any]) -> pa.Table:
+    """Regions drawn on a level of a DICOM slide (``sop:`` names the level) in level-0 pixels."""
+    levels = {f"sop:{uid}": scale for uid, scale in zip(slide["level_instance_ids"] or (), slide["level_downsamples"], strict=False)}
+    refs = [ref.split("#", 1)[0] for ref in regions.column("ref_image").to_pylist()]
+    if all(levels.get(ref, 1.0) == 1.0 for ref in refs):
+        return regions
+    rings = [
+        [[{**point, "x": point["x"] * levels.get(ref, 1.0), "y": point["y"] * levels.get(ref, 1.0)} for point in ring] for ring in shape]
+        for ref, shape in zip(refs, regions.column("rings").to_pylist(), strict=True)
+    ]
+    place = regions.schema.get_field_index("rings")
+    return regions.set_column(place, regions.schema.field(place), pa.array(rings, regions.schema.field(place).type))
+
+
+def _stream_planes(filesystem: Any, files: Sequence[str], where: pc.Expression) -> Iterator[pa.Table]:
+    """Planes of one annotation file in its own order, a few at a time."""
+    for batch in batches_of(filesystem, files):
+        rows = pa.Table.from_batches([batch]).filter(where)
+        for start in range(0, rows.num_rows, PLANE_BATCH):
+            yield rows.slice(start, PLANE_BATCH)
+
+
+def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequence[Meeting]) -> dict[str, int]:
+    from medspark.lake.ingest import split  # the same balancing as every stage
+    from medspark.lake.session import cores
+
+    fingerprint = settings.fingerprint("labels", "deid", extra=(ids.fingerprint,))
+    batch = Batch(lake, run_id, JOB, fingerprint, settings.ingest.lease_s)
+    names = {f"{meeting.source_id}/{meeting.unit}": meeting for meeting in meetings}
+
+    def done(claimed: Sequence[str]) -> set[str]:
+        linked = _linked(lake)
+        return {name for name in claimed if tuple(name.split("/", 1)) in linked}
+
+    left = batch.claim(names, {}, done=done)
+    if not left:
+        return {}
+    rows = lake.read("sources", ["source_id", "uri", "dataset", "size_bytes", "sha256", "modified_at", "job"])
+    rows = rows.filter(
+        pc.and_(
+            pc.equal(rows.column("job"), "import_labels"),
+            pc.is_in(rows.column("source_id"), pa.array(sorted({names[n].source_id for n in left}))),
+        )
+    )
+    about = {row["source_id"]: row for row in rows.to_pylist()}
+    items = []
+    for name in left:
+        source = about[names[name].source_id]
+        items.append((names[name], SourceFile(source["source_id"], source["uri"], "", source["size_bytes"], source["dataset"])))
+    work = Linker(ids, settings, lake.uri, run_id, batch.batch_id, datetime.now(UTC), _file_lists(lake, [names[name] for name in left]))
+    from pyarrow import fs as pafs
+
+    journal = tasks.Journal(
+        lake.folder(PRIVATE, batch.batch_id, "journal"), isinstance(lake.filesystem, pafs.LocalFileSystem), lake.filesystem
+    )
+    parts = split(items, lambda item: 4.0, 12.0, cores(lake.spark))
+    results = tasks.run(lake.spark, journal, parts, work, 10 * settings.guard.decode_s)
+    return _commit(lake, batch, run_id, left, names, about, results)
+
+
+def _commit(
+    lake: Lake,
+    batch: Batch,
+    run_id: str,
+    left: Sequence[str],
+    names: Mapping[str, Meeting],
+    about: Mapping[str, dict[str, Any]],
+    results: Sequence[TaskResult],
+) -> dict[str, int]:
+    now = datetime.now(UTC)
+    stage = Stage.of(lake, run_id, batch.batch_id, results)
+    made: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    rejections = sorted(
+        {item for result in results for item in result.rejections}, key=lambda item: (item.source_id, item.code, item.message)
+    )
+    for result in results:
+        made.update(result.images)
+    for item in rejections:
+        lost[item.source_id] += max(1, item.images)
+    if rejections:
+        stage.add(
+            Rows.of(
+                "rejected",
+                [
+                    {
+                        "source_id": i.source_id,
+                        "uri": i.uri,
+                        "dataset": about[i.source_id]["dataset"],
+                        "stage": i.stage,
+                        "code": i.code,
+                        "message": i.message,
+                        "rejected_at": now,
+                    }
+                    for i in rejections
+                ],
+            )
+        )
+    files = {table: stage.files(table, _unlabelled(lake, stage) if table == "labels" else None) for table in stage.tables()}
+    batch.append(files)
+    ledger = []
+    for name in left:
+        source = about[names[name].source_id]
+        count, bad = made[name], lost[source["source_id"]]
+        ledger.append(
+            {
+                **{key: source[key] for key in ("source_id", "dataset", "uri", "size_bytes", "modified_at", "sha256")},
+                "kind": "annotation",
+                "job": JOB,
+                "settings": f"{batch.settings}:{names[name].unit}",
+                "status": "ok" if not bad else ("partial" if count else "rejected"),
+                "n_images": count,
+                "n_rejected": bad,
+                "ingested_at": now,
+            }
+        )
+    batch.close(Rows.of("sources", ledger))
+    settle(lake, batch.batch_id)
+    batch.release()
+    stage.clear()
+    written = {table: sum(file.rows for file in listed) for table, listed in files.items()}
+    return {**written, "linked_rejections": sum(lost.values())}
+
+
+def _unlabelled(lake: Lake, stage: Stage) -> Callable[[pa.Table], pa.Table] | None:
+    """Labels of a whole slide or series come with each of its grids or batches: the patch that keeps the first of each."""
+    rows = stage.narrow("labels", ["label_row_id", "target"])
+    whole = rows.filter(pc.not_equal(rows.column("target"), "image")).column("label_row_id").combine_chunks()
+    if not len(whole):
+        return None
+    there = set(lake.read("labels", ["label_row_id"], pc.field("label_row_id").isin(whole)).column(0).to_pylist())
+
+    def patch(piece: pa.Table) -> pa.Table:
+        keep = []
+        for target, row_id in zip(piece.column("target").to_pylist(), piece.column("label_row_id").to_pylist(), strict=True):
+            keep.append(target == "image" or row_id not in there)
+            if target != "image":
+                there.add(row_id)
+        return piece.filter(pa.array(keep, pa.bool_()))
+
+    return patch
+
+
+def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, list[str]]]:
+    """Per meeting, the files of each table whose statistics admit its rows: tasks then need neither the log nor Spark."""
+    lists: dict[str, dict[str, list[str]]] = {}
+    actions = {table: _actions(lake, table) for table in ("regions", "planes", "slides", "grids", "tiles", "slices", "series", "pixels")}
+    series_ids: dict[tuple[str, str], list[str]] = {}
+    instances = pa.array(sorted({meeting.series_instance_id for meeting in meetings if meeting.series_instance_id}), pa.string())
+    if len(instances):
+        rows = lake.read("series", ["dataset", "series_instance_id", "series_id"], pc.field("series_instance_id").isin(instances))
+        for row in rows.to_pylist():
+            series_ids.setdefault((row["dataset"], row["series_instance_id"]), []).append(row["series_id"])
+    for meeting in meetings:
+        source, slide = [meeting.source_id], [meeting.slide_id]
+        series = series_ids.get((meeting.dataset, meeting.series_instance_id), [])
+        truth = {table: _admitted(actions[table], "source_id", source) for table in TRUTH}
+        if meeting.grid_id:
+            images = {table: _admitted(actions[table], "slide_id", slide) for table in ("slides", "grids", "tiles")}
+            images["pixels"] = _admitted(actions["pixels"], "parent_id", slide)
+        else:
+            images = {table: _admitted(actions[table], "series_id", series) for table in ("slices", "series")}
+            images["pixels"] = _admitted(actions["pixels"], "parent_id", series)
+        lists[f"{meeting.source_id}/{meeting.unit}"] = {**truth, **images}
+    return lists
+
+
+def _actions(lake: Lake, table: str) -> list[dict[str, Any]]:
+    found = lake.add_actions(table)
+    if found is None:
+        return []
+    keep = [name for name in found.column_names if name == "path" or name.startswith(("min.", "max."))]
+    rows = found.select(keep).to_pylist()
+    return [
+        {**row, "path": row["path"] if "://" in row["path"] or row["path"].startswith("/") else lake.folder(table, row["path"])}
+        for row in rows
+    ]
+
+
+def _admitted(actions: Sequence[Mapping[str, Any]], column: str, values: Sequence[str]) -> list[str]:
+    def admits(row: Mapping[str, Any]) -> bool:
+        low, high = row.get(f"min.{column}"), row.get(f"max.{column}")
+        return low is None or high is None or any(low <= value <= high for value in values)
+
+    return [row["path"] for row in actions if admits(row)]
+
+
+def settle(lake: Lake, batch_id: str) -> None:
+    """Annotations that waited and have met all their images now: their ledger row says ok, their ORPHAN_LABEL goes."""
+    rows = lake.read("sources", ["source_id", "job", "batch_id"], (pc.field("batch_id") == batch_id) & (pc.field("job") == JOB))
+    linked = sorted(set(rows.column("source_id").to_pylist()))
+    if not linked:
+        return
+    where = pc.field("source_id").isin(pa.array(linked)) & (pc.field("status") == "waiting")
+    waiting = set(lake.read("sources", ["source_id"], where).column(0).to_pylist())
+    if not waiting:
+        return
+    there = waiting - orphans(lake, [ref for ref in _refs(lake) if ref.source_id in waiting])
+    for start in range(0, len(there), 500):
+        listed = ", ".join(f"'{source}'" for source in sorted(there)[start : start + 500])
+        _update_status(lake, f"source_id IN ({listed}) AND status = 'waiting'")
+        lake.delete("rejected", f"source_id IN ({listed}) AND code = 'ORPHAN_LABEL'")
+
+
+def _update_status(lake: Lake, condition: str) -> None:
+    from delta.tables import DeltaTable
+    from pyspark.sql.functions import lit
+
+    retry(lambda: DeltaTable.forPath(lake.spark, lake.path("sources")).update(condition, {"status": lit("ok")}))

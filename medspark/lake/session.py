@@ -1,0 +1,51 @@
+"""The only place that builds a Spark session, and that asks Spark what it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from pyspark.sql import SparkSession
+
+from medspark.errors import BadRequest
+
+DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+DEFAULTS = {  # conf/spark-defaults.conf says the same to spark-submit; these hold where a session is built from plain Python
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.sql.shuffle.partitions": "4",
+    "spark.python.worker.faulthandler.enabled": "true",
+    "spark.ui.showConsoleProgress": "false",
+}
+
+
+def build(app: str, options: Mapping[str, str] | None = None, ui: bool = False) -> SparkSession:
+    """The session of a job: Delta's catalogue, UTC, quiet; a master from spark-submit or ``local[*,4]`` (a task is tried four times)."""
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else tasks start another Python than the driver's
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "mimalloc")  # Arrow 14's default allocator collapses on big blobs
+    builder = SparkSession.builder.appName(app)
+    submitted = "SPARK_ENV_LOADED" in os.environ or "PYSPARK_GATEWAY_PORT" in os.environ
+    if not submitted:
+        builder = builder.master(os.environ.get("MEDSPARK_MASTER", "local[*,4]"))
+        builder = builder.config("spark.ui.enabled", str(ui).lower())
+        for key, value in DEFAULTS.items():
+            builder = builder.config(key, value)
+    for key, value in {**DELTA, "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "mimalloc", **dict(options or {})}.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel(os.environ.get("MEDSPARK_SPARK_LOG", "ERROR"))
+    try:
+        spark._jvm.java.lang.Class.forName(DELTA["spark.sql.extensions"])
+    except Exception:
+        raise BadRequest("Delta's jars are not on Spark's class path; `make setup` puts them there") from None
+    return spark
+
+
+def cores(spark: SparkSession) -> int:
+    """How many tasks run at once."""
+    return max(1, spark.sparkContext.defaultParallelism)

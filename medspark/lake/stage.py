@@ -1,0 +1,92 @@
+"""The batch's stage: narrow rows that the tasks wrote, on their way into the tables.
+
+Read once per table and streamed, so that the driver's memory is bounded whatever the batch holds; `Stage.files` writes the table's files in
+the order of the units (runs of one parent), so that min/max statistics prune before any clustering.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from medspark.lake.explode import TaskResult
+from medspark.lake.store import NARROW_FILE_BYTES, PRIVATE, DataFile, Lake, batches_of
+from medspark.tables.catalog import TABLES
+from medspark.tables.rows import Rows
+
+Patch = Callable[[pa.Table], pa.Table]
+
+
+@dataclass
+class Stage:
+    """Staged rows by table: ``paths`` from the tasks, ``extra`` from the driver (plan rows, derived rows)."""
+
+    lake: Lake
+    run_id: str
+    batch_id: str
+    paths: dict[str, list[str]] = field(default_factory=dict)
+    extra: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lake: Lake, run_id: str, batch_id: str, results: Iterable[TaskResult]) -> Stage:
+        stage = cls(lake, run_id, batch_id)
+        for result in sorted(results, key=lambda result: result.partition):
+            for table, paths in result.stage.items():
+                stage.paths.setdefault(table, []).extend(paths)
+        return stage
+
+    def add(self, rows: Rows) -> None:
+        if len(rows):
+            self.extra.setdefault(rows.table, []).append(rows.to_arrow(self.run_id, self.batch_id))
+
+    def tables(self) -> list[str]:
+        return sorted({*self.paths, *self.extra})
+
+    def narrow(self, table: str, columns: list[str]) -> pa.Table:
+        """Some columns of all staged rows."""
+        schema = TABLES[table].arrow()
+        picked = pa.schema([schema.field(name) for name in columns])
+        parts = [pa.Table.from_batches([batch]).select(columns) for batch in self.extra.get(table, [])]
+        if self.paths.get(table):
+            dataset = pads.dataset(self.paths[table], schema=schema, format="parquet", filesystem=self.lake.filesystem)
+            parts.append(dataset.to_table(columns=columns))
+        return pa.concat_tables([part.cast(picked) for part in parts]) if parts else picked.empty_table()
+
+    def _stream(self, table: str) -> Iterator[pa.Table]:
+        for batch in self.extra.get(table, []):
+            yield pa.Table.from_batches([batch])
+        for batch in batches_of(self.lake.filesystem, self.paths.get(table, [])):
+            yield pa.Table.from_batches([batch])
+
+    def files(self, table: str, patch: Patch | None = None) -> list[DataFile]:
+        """Writes the table's files (uncommitted), each sorted by the table's clustering columns; ``patch`` sees every piece of rows."""
+        files: list[DataFile] = []
+        pending: list[pa.Table] = []
+        size = 0
+
+        def flush() -> None:
+            nonlocal pending, size
+            if not pending:
+                return
+            data = pa.concat_tables(pending).cast(TABLES[table].arrow())
+            by = [(name, "ascending") for name in TABLES[table].cluster_by]
+            file = self.lake.write_file(table, data.sort_by(by) if by else data, f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet")
+            files.extend([file] if file else [])
+            pending, size = [], 0
+
+        for piece in self._stream(table):
+            if patch is not None:
+                piece = patch(piece)
+            pending.append(piece)
+            size += piece.nbytes
+            if size >= 2 * NARROW_FILE_BYTES:  # in memory; on disk about half of it
+                flush()
+        flush()
+        return files
+
+    def clear(self) -> None:
+        self.lake.filesystem_delete(self.lake.folder(PRIVATE, self.batch_id))
