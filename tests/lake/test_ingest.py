@@ -73,9 +73,9 @@ class Hostile(SeriesKind):
     def explode(self, unit: Unit, ids: Ids, settings: config.Config, watch: Watch) -> Iterator[Rows | Rejection]:
         def watched(source: Any, what: str = "") -> None:
             watch(source, what)
-            if "crash" in source.uri:
+            if "crash.dcm" in source.uri:
                 ctypes.string_at(0)
-            if "hang" in source.uri:
+            if "hang.dcm" in source.uri:
                 re.match("(a|a)+$", "a" * 60 + "b")  # holds the interpreter: no Python thread could end it
 
         return super().explode(unit, ids, settings, watched)
@@ -93,7 +93,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_source(spark: Any, tmp_path: 
     assert found == {"crash.dcm": "DECODER_CRASHED", "hang.dcm": "DECODER_TIMEOUT"}
     assert {row["status"] for row in harness.rows(lake, "sources") if Path(row["uri"]).name in found} == {"rejected"}
     row = harness.rows(lake, "series")[0]
-    assert (row["n_slices"], "MISSING_SLICES" in row["verdict"]) == (3, False) or row["n_slices"] == 3
+    assert row["n_slices"] == 3
     again = harness.run(spark, lake, [folder], settings=settings, retry_rejected=True)
     assert (again.written["slices"], again.skipped) == (2, 3)
     assert harness.rows(lake, "rejected") == []
