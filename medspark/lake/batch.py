@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medspark.lake import owner
-from medspark.lake.store import PRIVATE, DataFile, Lake
+from medspark.lake.store import PRIVATE, DataFile, Lake, admitted
 from medspark.tables.rows import Rows
 
 DATA = ("pixels", "labels", "tiles", "slices", "photos", "planes", "regions", "grids", "slides", "series", "subjects", "rejected")
@@ -254,7 +254,8 @@ def recover_dead(lake: Lake, finish: Callable[[str], None] | None = None) -> lis
 
 
 def _closed(lake: Lake, batch_id: str) -> bool:
-    return bool(_files_of(lake, "sources", batch_id))
+    files = [action["path"] for action in admitted(lake.actions("sources"), "batch_id", [batch_id])]
+    return lake.read("sources", ["batch_id"], pc.field("batch_id") == batch_id, files).num_rows > 0
 
 
 def fence(lake: Lake, batch_id: str) -> None:
@@ -274,37 +275,19 @@ def roll_back(lake: Lake, batch_id: str) -> None:
     lake.filesystem_delete(lake.folder(PRIVATE, batch_id))
 
 
-def _files_of(lake: Lake, table: str, batch_id: str, version: int | None = None) -> list[tuple[DataFile, bool]]:
-    """Files that hold rows of a batch, and whether they hold nothing else (a file of one batch, until tables are compacted)."""
-    actions = lake.add_actions(table, version)
-    if actions is None:
-        return []
-    found = []
-    for row in actions.select([name for name in actions.column_names if name in _ACTION_COLUMNS]).to_pylist():
-        low, high = row.get("min.batch_id"), row.get("max.batch_id")
-        if low is None or high is None:
-            low, high = "", "g"  # no statistics: look inside
-        if not low <= batch_id <= high:
-            continue
-        alone = low == high
-        if not alone:
-            path = row["path"] if "://" in row["path"] else lake.folder(table, row["path"])
-            held = lake.read(table, ["batch_id"], pc.field("batch_id") == batch_id, files=[path])
-            if held.num_rows == 0:
-                continue
-        found.append((DataFile(row["path"], row["size_bytes"], row["num_records"] or 0, ""), alone))
-    return found
-
-
-_ACTION_COLUMNS = ("path", "size_bytes", "num_records", "min.batch_id", "max.batch_id")
-
-
 def _drop(lake: Lake, table: str, batch_id: str) -> None:
-    """Removes a batch's rows: whole files where they are its own, else by DELETE."""
+    """Removes a batch's rows."""
 
-    def build(version: int) -> tuple[list[DataFile], list[DataFile]]:
-        return [], [file for file, alone in _files_of(lake, table, batch_id, version) if alone]
+    def without(rows: pa.Table) -> pa.Table:
+        mine = pc.equal(rows.column("batch_id"), batch_id)
+        return rows.filter(pc.invert(mine)) if pc.any(mine).as_py() else rows
 
-    lake.transact(table, build, metadata=lake.user_metadata(batch=batch_id, rollback=table != "claims"), reads=True)
-    if _files_of(lake, table, batch_id):
-        lake.delete(table, f"batch_id = '{batch_id}'")
+    if table == "pixels":  # payload files are never read to be changed: each holds the rows of one batch
+        lake.transact(table, lambda version: ((), _own_files(lake, table, batch_id, version)), reads=True)
+    else:
+        lake.rewrite(table, without, "batch_id", [batch_id])
+
+
+def _own_files(lake: Lake, table: str, batch_id: str, version: int) -> list[DataFile]:
+    actions = [action for action in lake.actions(table, version) if action.get("min.batch_id") == batch_id == action.get("max.batch_id")]
+    return [DataFile(action["relative"], action["size_bytes"], action["num_records"], "") for action in actions]

@@ -7,15 +7,16 @@ Both call the same pure `medspark.series.assemble`; pixels are never touched.
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from medspark.config import Config
 from medspark.lake.stage import Stage
-from medspark.lake.store import DataFile, Lake, retry
+from medspark.lake.store import DataFile, Lake
 from medspark.tables.catalog import SERIES, SLICES
 from medspark.tables.rows import Rows
 from medspark.tables.work import Unit
@@ -103,15 +104,7 @@ def _assembled(lake: Lake, stage: Stage, settings: Config):  # type: ignore[no-u
         if key not in late:
             stage.add(assembled.series)
 
-    def patch(piece: pa.Table) -> pa.Table:
-        ids = piece.column("image_id").to_pylist()
-        for name in DERIVED:
-            place = piece.schema.get_field_index(name)
-            values = pa.array([derived[image_id][name] for image_id in ids], piece.schema.field(name).type)
-            piece = piece.set_column(place, piece.schema.field(name), values)
-        return piece
-
-    return patch
+    return lambda piece: _with_derived(piece, derived)
 
 
 def _values(slices: pa.Table) -> dict[str, dict[str, object]]:
@@ -146,7 +139,7 @@ def replan(lake: Lake, batch_id: str, settings: Config) -> None:
     instances = set(own.column(0).to_pylist())
     if not instances:
         return
-    slices = existing_slices(lake, instances, [*GEOMETRY, *(name for name in ("batch_id",) if name not in GEOMETRY)])
+    slices = existing_slices(lake, instances, GEOMETRY)
     mixed = {key for key, rows in _by_instance(slices).items() if set(rows.column("batch_id").to_pylist()) != {batch_id}}
     for key, rows in _by_instance(slices).items():
         if key in mixed:
@@ -170,46 +163,65 @@ def _merge(lake: Lake, slices: pa.Table, settings: Config) -> None:
         {"image_id": image_id, **row} for image_id, row in after.items() if any(row[name] != before[image_id][name] for name in DERIVED)
     ]
     if changed:
-        schema = pa.schema([SLICES.arrow().field(name) for name in ("image_id", *DERIVED)])
-        _upsert(
-            lake, "slices", "image_id", pa.Table.from_pylist([{n: row[n] for n in schema.names} for row in changed], schema), insert=False
-        )
-    series = pa.Table.from_batches([assembled.series.to_arrow("", "")]).drop_columns(["run_id", "batch_id"])
-    there = lake.read("series", series.schema.names, pc.field("series_id").isin(series.column("series_id").combine_chunks()))
-    old = {row["series_id"]: row for row in there.to_pylist()}
-    fresh = [row for row in series.to_pylist() if old.get(row["series_id"]) != row]
-    if fresh:
-        written_by = slices.column("batch_id").to_pylist()[-1]
-        table = pa.Table.from_pylist([{**row, "run_id": "replan", "batch_id": written_by} for row in fresh], SERIES.arrow())
-        _upsert(lake, "series", "series_id", table, insert=True)
+        lake.rewrite("slices", lambda rows: _with_derived(rows, after), "series_id", set(slices.column("series_id").to_pylist()))
+    series = pa.Table.from_batches([assembled.series.to_arrow("", "")])
+    names = [name for name in series.schema.names if name not in ("run_id", "batch_id")]
+    there = {
+        row["series_id"]: row for row in lake.read("series", series.schema.names, pc.field("series_id").isin(_ids(series))).to_pylist()
+    }
+    told = {row["series_id"]: row for row in series.to_pylist()}
+    if all({name: there.get(key, {}).get(name) for name in names} == {name: row[name] for name in names} for key, row in told.items()):
+        return
+    wrote = {row["series_id"]: row for row in slices.select(["series_id", "run_id", "batch_id"]).to_pylist()}
+    for key, row in told.items():
+        row.update({name: there.get(key, wrote[key])[name] for name in ("run_id", "batch_id")})
+
+    def without(rows: pa.Table) -> pa.Table:
+        mine = pc.is_in(rows.column("series_id"), value_set=_ids(series))
+        return rows.filter(pc.invert(mine)) if pc.any(mine).as_py() else rows
+
+    def anew() -> list[DataFile]:
+        file = lake.write_file("series", pa.Table.from_pylist(list(told.values()), SERIES.arrow()), f"part-{uuid.uuid4().hex}.parquet")
+        return [file] if file else []
+
+    lake.rewrite("series", without, "series_id", told, anew)
 
 
-def _upsert(lake: Lake, table: str, key: str, rows: pa.Table, insert: bool) -> None:
-    """MERGE by key: updates the columns given (but never who wrote the row), inserts what is new when asked to."""
-    from delta.tables import DeltaTable
-
-    frame = lake.spark.createDataFrame(rows.to_pylist(), _spark_schema(rows.schema)).coalesce(1)
-    updates = {name: f"new.{name}" for name in rows.schema.names if name not in (key, "run_id", "batch_id")}
-
-    def merge() -> None:
-        builder = DeltaTable.forPath(lake.spark, lake.path(table)).alias("old").merge(frame.alias("new"), f"old.{key} = new.{key}")
-        builder = builder.whenMatchedUpdate(set=updates)
-        (builder.whenNotMatchedInsertAll() if insert else builder).execute()
-
-    retry(merge)
+def _ids(series: pa.Table) -> pa.Array:
+    return series.column("series_id").combine_chunks()
 
 
-def _spark_schema(schema: pa.Schema):  # type: ignore[no-untyped-def]
-    from pyspark.sql.pandas.types import from_arrow_schema
-
-    return from_arrow_schema(schema)
+def _with_derived(rows: pa.Table, derived: Mapping[str, Mapping[str, object]]) -> pa.Table:
+    """Rows of ``slices`` with the derived columns of those that ``derived`` names."""
+    ids = rows.column("image_id").to_pylist()
+    if not any(image_id in derived for image_id in ids):
+        return rows
+    for name in DERIVED:
+        place, old = rows.schema.get_field_index(name), rows.column(name).to_pylist()
+        values = [derived[image_id][name] if image_id in derived else was for image_id, was in zip(ids, old, strict=True)]
+        rows = rows.set_column(place, rows.schema.field(place), pa.array(values, rows.schema.field(place).type))
+    return rows
 
 
 def forget_rejected(lake: Lake, sources: Mapping[str, object], job: str, settings: str) -> None:
     """Takes rejected sources out of the ledger and of ``rejected``, so that ``--retry-rejected`` claims them anew."""
     where = pc.field("source_id").isin(pa.array(sorted(sources))) & (pc.field("job") == job) & (pc.field("settings") == settings)
-    again = lake.read("sources", ["source_id"], where & (pc.field("status") == "rejected")).column(0).to_pylist()
-    for start in range(0, len(again), 500):
-        listed = ", ".join(f"'{source}'" for source in again[start : start + 500])
-        lake.delete("rejected", f"source_id IN ({listed})")
-        lake.delete("sources", f"source_id IN ({listed}) AND job = '{job}' AND settings = '{settings}' AND status = 'rejected'")
+    again = pa.array(
+        sorted(lake.read("sources", ["source_id"], where & (pc.field("status") == "rejected")).column(0).to_pylist()), pa.string()
+    )
+    if not len(again):
+        return
+    mine = pc.field("source_id").isin(again)
+    lake.rewrite("rejected", drop_where(mine), "source_id", again.to_pylist())
+    ledger = mine & (pc.field("job") == job) & (pc.field("settings") == settings) & (pc.field("status") == "rejected")
+    lake.rewrite("sources", drop_where(ledger), "source_id", again.to_pylist())
+
+
+def drop_where(condition: pc.Expression) -> Callable[[pa.Table], pa.Table]:
+    """A change for `Lake.rewrite` that removes the rows of a condition."""
+
+    def change(rows: pa.Table) -> pa.Table:
+        kept = rows.filter(~condition)
+        return rows if kept.num_rows == rows.num_rows else kept
+
+    return change

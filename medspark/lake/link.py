@@ -24,10 +24,11 @@ from medspark.errors import Rejected, unexpected
 from medspark.keys import Ids
 from medspark.lake import tasks
 from medspark.lake.batch import Batch
+from medspark.lake.derive import drop_where
 from medspark.lake.explode import StageWriter, TaskResult
 from medspark.lake.pixels import PixelReader
 from medspark.lake.stage import Stage
-from medspark.lake.store import PRIVATE, Lake, batches_of, locate, retry
+from medspark.lake.store import PRIVATE, Lake, admitted, batches_of, locate
 from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import SourceFile
@@ -446,7 +447,7 @@ def _unlabelled(lake: Lake, stage: Stage) -> Callable[[pa.Table], pa.Table] | No
 def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, list[str]]]:
     """Per meeting, the files of each table whose statistics admit its rows: tasks then need neither the log nor Spark."""
     lists: dict[str, dict[str, list[str]]] = {}
-    actions = {table: _actions(lake, table) for table in ("regions", "planes", "slides", "grids", "tiles", "slices", "series", "pixels")}
+    actions = {table: lake.actions(table) for table in ("regions", "planes", "slides", "grids", "tiles", "slices", "series", "pixels")}
     series_ids: dict[tuple[str, str], list[str]] = {}
     instances = pa.array(sorted({meeting.series_instance_id for meeting in meetings if meeting.series_instance_id}), pa.string())
     if len(instances):
@@ -456,35 +457,19 @@ def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, 
     for meeting in meetings:
         source, slide = [meeting.source_id], [meeting.slide_id]
         series = series_ids.get((meeting.dataset, meeting.series_instance_id), [])
-        truth = {table: _admitted(actions[table], "source_id", source) for table in TRUTH}
+        truth = {table: _paths(actions[table], "source_id", source) for table in TRUTH}
         if meeting.grid_id:
-            images = {table: _admitted(actions[table], "slide_id", slide) for table in ("slides", "grids", "tiles")}
-            images["pixels"] = _admitted(actions["pixels"], "parent_id", slide)
+            images = {table: _paths(actions[table], "slide_id", slide) for table in ("slides", "grids", "tiles")}
+            images["pixels"] = _paths(actions["pixels"], "parent_id", slide)
         else:
-            images = {table: _admitted(actions[table], "series_id", series) for table in ("slices", "series")}
-            images["pixels"] = _admitted(actions["pixels"], "parent_id", series)
+            images = {table: _paths(actions[table], "series_id", series) for table in ("slices", "series")}
+            images["pixels"] = _paths(actions["pixels"], "parent_id", series)
         lists[f"{meeting.source_id}/{meeting.unit}"] = {**truth, **images}
     return lists
 
 
-def _actions(lake: Lake, table: str) -> list[dict[str, Any]]:
-    found = lake.add_actions(table)
-    if found is None:
-        return []
-    keep = [name for name in found.column_names if name == "path" or name.startswith(("min.", "max."))]
-    rows = found.select(keep).to_pylist()
-    return [
-        {**row, "path": row["path"] if "://" in row["path"] or row["path"].startswith("/") else lake.folder(table, row["path"])}
-        for row in rows
-    ]
-
-
-def _admitted(actions: Sequence[Mapping[str, Any]], column: str, values: Sequence[str]) -> list[str]:
-    def admits(row: Mapping[str, Any]) -> bool:
-        low, high = row.get(f"min.{column}"), row.get(f"max.{column}")
-        return low is None or high is None or any(low <= value <= high for value in values)
-
-    return [row["path"] for row in actions if admits(row)]
+def _paths(actions: Sequence[dict[str, Any]], column: str, values: Sequence[str]) -> list[str]:
+    return [action["path"] for action in admitted(actions, column, values)]
 
 
 def settle(lake: Lake, batch_id: str) -> None:
@@ -498,14 +483,17 @@ def settle(lake: Lake, batch_id: str) -> None:
     if not waiting:
         return
     there = waiting - orphans(lake, [ref for ref in _refs(lake) if ref.source_id in waiting])
-    for start in range(0, len(there), 500):
-        listed = ", ".join(f"'{source}'" for source in sorted(there)[start : start + 500])
-        _update_status(lake, f"source_id IN ({listed}) AND status = 'waiting'")
-        lake.delete("rejected", f"source_id IN ({listed}) AND code = 'ORPHAN_LABEL'")
+    if not there:
+        return
+    mine = pc.field("source_id").isin(pa.array(sorted(there), pa.string()))
 
+    def ok(rows: pa.Table) -> pa.Table:
+        states = zip(rows.column("source_id").to_pylist(), rows.column("status").to_pylist(), strict=True)
+        after = ["ok" if source in there and state == "waiting" else state for source, state in states]
+        if after == rows.column("status").to_pylist():
+            return rows
+        place = rows.schema.get_field_index("status")
+        return rows.set_column(place, rows.schema.field(place), pa.array(after, pa.string()))
 
-def _update_status(lake: Lake, condition: str) -> None:
-    from delta.tables import DeltaTable
-    from pyspark.sql.functions import lit
-
-    retry(lambda: DeltaTable.forPath(lake.spark, lake.path("sources")).update(condition, {"status": lit("ok")}))
+    lake.rewrite("sources", ok, "source_id", there)
+    lake.rewrite("rejected", drop_where(mine & (pc.field("code") == "ORPHAN_LABEL")), "source_id", there)

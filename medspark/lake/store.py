@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 from pyspark.sql import DataFrame, SparkSession
@@ -168,19 +169,10 @@ class Lake:
 
     def files(self, table: str, version: int | None = None, prune: Callable[[dict[str, Any]], bool] | None = None) -> list[str]:
         """Paths (on `filesystem`) of a version's files; ``prune(statistics) -> keep`` sees ``min.<column>`` and ``max.<column>``."""
-        actions = self.add_actions(table, version)
-        if actions is None:
-            return []
-        paths = actions.column("path").to_pylist()
-        if prune is not None:
-            rows = actions.to_pylist()
-            paths = [path for path, row in zip(paths, rows, strict=True) if prune(row)]
-        return [path if "://" in path or path.startswith("/") else self.folder(table, path) for path in paths]
+        return [action["path"] for action in self.actions(table, version) if prune is None or prune(action)]
 
     def read(self, table: str, columns: Sequence[str], where: pc.Expression | None = None, files: Sequence[str] | None = None) -> pa.Table:
         """Columns of the current version (or of ``files``) as one Arrow table, rows filtered by ``where``. For narrow look-ups."""
-        import pyarrow.dataset as pads
-
         schema = TABLES[table].arrow()
         paths = self.files(table) if files is None else list(files)
         if not paths:
@@ -272,12 +264,49 @@ class Lake:
         snapshot = self.snapshot(table, version)
         return snapshot is not None and snapshot.transaction_version(app) is not None
 
-    def delete(self, table: str, condition: str) -> None:
-        """Deletes rows by a Delta DELETE (copy on write; rare: roll-back and upkeep only)."""
-        from delta.tables import DeltaTable
+    def rewrite(
+        self,
+        table: str,
+        change: Callable[[pa.Table], pa.Table],
+        column: str,
+        values: Iterable[str],
+        new: Callable[[], Sequence[DataFile]] = lambda: (),
+    ) -> None:
+        """Changes or removes rows, file by file (copy on write), in one transaction; rare: roll-back, late slices, labels that waited.
 
-        if self.exists(table):
-            retry(lambda: DeltaTable.forPath(self.spark, self.path(table)).delete(condition))
+        change : all rows of a file -> its rows afterwards (the same object: untouched)
+        column, values : only files whose statistics admit one of the values are read
+        new : files to add besides, written anew at every attempt
+        """
+        wanted = sorted(set(values))
+        if not self.exists(table):
+            return
+
+        def build(version: int) -> tuple[list[DataFile], list[DataFile]]:
+            adds, removes = list(new()), []
+            for action in admitted(self.actions(table, version), column, wanted):
+                before = pads.dataset(action["path"], schema=TABLES[table].arrow(), format="parquet", filesystem=self.filesystem).to_table()
+                after = change(before)
+                if after is before:
+                    continue
+                file = self.write_file(table, after.cast(before.schema), f"part-{uuid.uuid4().hex}.parquet")
+                adds += [file] if file else []
+                removes.append(DataFile(action["relative"], action["size_bytes"], before.num_rows, ""))
+            return adds, removes
+
+        self.transact(table, build, metadata=self.user_metadata(rewrite=True), reads=True)
+
+    def actions(self, table: str, version: int | None = None) -> list[dict[str, Any]]:
+        """One entry per file of a version: ``path`` (on `filesystem`), ``relative``, ``size_bytes``, ``num_records``, ``min.*``, ``max.*``."""
+        found = self.add_actions(table, version)
+        if found is None:
+            return []
+        keep = [name for name in found.column_names if name in ("path", "size_bytes", "num_records") or name.startswith(("min.", "max."))]
+        rows = found.select(keep).to_pylist()
+        return [{**row, "relative": row["path"], "path": self._absolute(table, row["path"])} for row in rows]
+
+    def _absolute(self, table: str, path: str) -> str:
+        return path if "://" in path or path.startswith("/") else self.folder(table, path)
 
     def filesystem_delete(self, folder: str) -> None:
         """Deletes a private folder, if it is there."""
@@ -318,7 +347,7 @@ def first_commit(lake: Lake, table: str) -> None:
     CREATE TABLE through SQL takes about a second a table; this takes milliseconds, and two jobs that create at once agree: the log store
     writes an entry only if none is there.
     """
-    definition, jvm, spark = TABLES[table], lake.spark._jvm, lake.spark
+    definition = TABLES[table]
     now = int(time.time() * 1000)
     features = ["appendOnly", "invariants"] + (["domainMetadata", "clustering"] if definition.cluster_by else [])
     actions: list[dict[str, Any]] = [
@@ -348,19 +377,51 @@ def first_commit(lake: Lake, table: str) -> None:
     if definition.cluster_by:
         domain = {"clusteringColumns": [[name] for name in definition.cluster_by], "domainName": "delta.clustering"}
         actions.append({"domainMetadata": {"domain": "delta.clustering", "configuration": json.dumps(domain), "removed": False}})
+    # A table's checksum spares every later commit a Spark job that would count what this entry says: nothing.
+    checksum = {
+        "txnId": actions[0]["commitInfo"]["txnId"],
+        "tableSizeBytes": 0,
+        "numFiles": 0,
+        "numMetadata": 1,
+        "numProtocol": 1,
+        "domainMetadata": [action["domainMetadata"] for action in actions if "domainMetadata" in action],
+        "metadata": actions[2]["metaData"],
+        "protocol": actions[1]["protocol"],
+        "allFiles": [],
+    }
+    name = f"{0:020d}"
+    if put_if_absent(lake, lake.folder(table, "_delta_log"), f"{name}.json", "".join(json.dumps(action) + "\n" for action in actions)):
+        put_if_absent(lake, lake.folder(table, "_delta_log"), f"{name}.crc", json.dumps(checksum) + "\n")
+
+
+def put_if_absent(lake: Lake, folder: str, name: str, text: str) -> bool:
+    """Writes a log file unless it is there; False when another writer was first. Atomic, as Delta asks of its log stores."""
+    lake.filesystem.create_dir(folder, recursive=True)
+    if isinstance(lake.filesystem, pafs.LocalFileSystem):
+        temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+        with open(temporary, "x", encoding="utf-8") as stream:
+            stream.write(text)
+        try:
+            os.link(temporary, f"{folder}/{name}")
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+        return True
+    jvm, spark = lake.spark._jvm, lake.spark
+    table = folder.rsplit("/", 2)[-2]
     log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, lake.path(table))
-    log.createLogDirectoriesIfNotExists()
     lines = jvm.java.util.ArrayList()
-    for action in actions:
-        lines.add(json.dumps(action))
-    path = jvm.org.apache.hadoop.fs.Path(log.logPath(), f"{0:020d}.json")
+    for line in text.splitlines():
+        lines.add(line)
     iterator = jvm.scala.jdk.javaapi.CollectionConverters.asScala(lines.iterator())
     try:
-        log.store().write(path, iterator, False, log.newDeltaHadoopConf())
+        log.store().write(jvm.org.apache.hadoop.fs.Path(log.logPath(), name), iterator, False, log.newDeltaHadoopConf())
     except Exception as error:
         if "FileAlreadyExists" not in str(error):
             raise
-    log.update(False, jvm.scala.Option.empty(), jvm.scala.Option.empty())
+        return False
+    return True
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str, str]:
@@ -381,6 +442,16 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str, str]:
 def storage_options(uri: str) -> dict[str, str] | None:
     """What deltalake needs to open the lake; credentials come from the environment, as for Arrow."""
     return None if "://" not in uri else {}
+
+
+def admitted(actions: Iterable[dict[str, Any]], column: str, values: Sequence[str]) -> list[dict[str, Any]]:
+    """The files (see `Lake.actions`) whose statistics of ``column`` admit one of the values; files without statistics are admitted."""
+
+    def admits(action: dict[str, Any]) -> bool:
+        low, high = action.get(f"min.{column}"), action.get(f"max.{column}")
+        return low is None or high is None or any(low <= value <= high for value in values)
+
+    return [action for action in actions if admits(action)]
 
 
 def batches_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
