@@ -87,6 +87,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from medspark import config, deid
     from medspark.errors import BadRequest
     from medspark.keys import Ids
+    from medspark.tables.verdicts import SEVERITY
 
     settings = config.load(given.conf, given.set)
     try:
@@ -101,8 +102,15 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
     scan.resolve(given.input)
     locate(given.lake)
-    key = deid.load_key(settings.deid.key_path(), create=not given.dry_run) if settings.deid.profile != "none" else None
-    ids = Ids(key)
+    unknown = sorted(set(settings.verdicts) - set(SEVERITY))
+    if unknown:
+        raise BadRequest(f"config verdicts.{unknown[0]}: no such verdict; known: {', '.join(sorted(SEVERITY))}")
+    path = settings.deid.key_path()
+    keyless_dry_run = given.dry_run and not path.exists()  # a plan needs ids, but must not leave a key behind
+    if settings.deid.profile == "none":
+        ids = Ids(None)
+    else:
+        ids = Ids(os.urandom(32) if keyless_dry_run else deid.load_key(path, create=not given.dry_run))
 
     from medspark.lake import ingest, logs, session
     from medspark.lake.store import Lake
@@ -111,7 +119,8 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
         tuple(given.input), given.dataset, subjects, given.subject_pattern, given.subject_domain, given.retry_rejected, given.dry_run
     )
     logs.configure("", given.log_level)
-    ingest.check_key(given.lake, ids, create=not given.dry_run)
+    if not keyless_dry_run:
+        ingest.check_key(given.lake, ids, create=not given.dry_run)
     spark = session.build(f"medspark {kind.job}", settings.spark)
     lake = Lake(spark, given.lake)
     run = ingest.Ingest(lake, kind, ids, settings, request, progress=logs.Progress(kind.job))

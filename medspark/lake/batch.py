@@ -282,7 +282,23 @@ def _drop(lake: Lake, table: str, batch_id: str) -> None:
         mine = pc.equal(rows.column("batch_id"), batch_id)
         return rows.filter(pc.invert(mine)) if pc.any(mine).as_py() else rows
 
-    if table == "pixels":  # payload files are never read to be changed: each holds the rows of one batch
+    if table == "subjects":  # another batch may have left its subject out because this one had brought it
+        elsewhere = {
+            key
+            for images in ("tiles", "slices", "photos")
+            if lake.exists(images)
+            for key in lake.read(images, ["subject_key"], pc.field("batch_id") != batch_id).column(0).unique().to_pylist()
+        }
+
+        def unneeded(rows: pa.Table) -> pa.Table:
+            keep = pc.or_(
+                pc.not_equal(rows.column("batch_id"), batch_id),
+                pc.is_in(rows.column("subject_key"), pa.array(sorted(elsewhere), pa.string())),
+            )
+            return rows if pc.all(keep).as_py() else rows.filter(keep)
+
+        lake.rewrite(table, unneeded, "batch_id", [batch_id])
+    elif table == "pixels":  # payload files are never read to be changed: each holds the rows of one batch
         lake.transact(table, lambda version: ((), _own_files(lake, table, batch_id, version)), reads=True)
     else:
         lake.rewrite(table, without, "batch_id", [batch_id])

@@ -6,9 +6,11 @@ batch's stage, one small file per table and task. What returns to the driver is 
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from pyarrow import fs as pafs
 from medspark.config import Config
 from medspark.errors import Rejected, unexpected
 from medspark.keys import Ids
+from medspark.lake.scan import local_copy
 from medspark.lake.store import INDEXED_COLUMNS, PRIVATE, DataFile, locate, statistics, write_parquet
 from medspark.lake.tasks import Watcher
 from medspark.tables.catalog import PIXELS, TABLES
@@ -185,7 +188,8 @@ class Exploder:
 
     def _explode(self, unit: Unit, watch: Watcher) -> Iterator[Rows | Rejection]:
         try:
-            yield from self.kind.explode(unit, self.ids, self.settings, watch)
+            with ExitStack() as copies:
+                yield from self.kind.explode(_local(unit, copies), self.ids, self.settings, watch)
         except Rejected as error:
             yield from self._lost(unit, error.code, error.reason)
         except Exception as error:  # what no decoder foresaw costs its unit, not the job
@@ -195,6 +199,14 @@ class Exploder:
     def _lost(unit: Unit, code: str, reason: str) -> Iterator[Rejection]:
         for source in unit.sources:
             yield Rejection(source.source_id, source.uri, "explode", code, reason, unit.images if len(unit.sources) == 1 else 1)
+
+
+def _local(unit: Unit, copies: ExitStack) -> Unit:
+    """The unit with its remote sources brought to this machine for as long as it is worked on."""
+    if all(source.uri.startswith("file://") for source in unit.sources):
+        return unit
+    brought = tuple(dataclasses.replace(source, path=copies.enter_context(local_copy(source.uri))) for source in unit.sources)
+    return dataclasses.replace(unit, sources=brought)
 
 
 def with_checksums(rows: Rows) -> Rows:

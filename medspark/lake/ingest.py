@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections import Counter
@@ -146,9 +148,9 @@ class Ingest:
                     self.summary.extra["recovered"] = len(recovered)
         roots = self._roots()
         with self.summary.timed("scan"):
-            ledger = Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected)
+            ledger = Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected, self._uri)
         for dataset, folders, files in roots:
-            for found in self._new(folders, files, ledger):
+            for found in self._new(dataset, folders, files, ledger):
                 self._batch(dataset, found)
         self.summary.versions = dict(self.lake.versions)
         if self._skipped_suffixes:
@@ -168,12 +170,12 @@ class Ingest:
             by_parent.setdefault(names.folder(file.uri) or "root", []).append(file)
         return [*roots, *((name, [], listed) for name, listed in by_parent.items())]
 
-    def _new(self, folders: Sequence[str], files: Sequence[Found], ledger: Ledger) -> Iterator[list[Found]]:
+    def _new(self, dataset: str, folders: Sequence[str], files: Sequence[Found], ledger: Ledger) -> Iterator[list[Found]]:
         """New files in batches bounded by count and bytes."""
         batch: list[Found] = []
         size = 0
         for found in walk(folders, files, self.lake.spark):
-            if found in ledger:
+            if ledger.knows(dataset, found):
                 self.summary.skipped += 1
                 continue
             if batch and (len(batch) >= self.settings.ingest.batch_sources or size + found.size > self.settings.ingest.batch_bytes):
@@ -218,6 +220,8 @@ class Ingest:
             self._commit(dataset, batch, sources, plan, results)
 
     def _journal(self, batch_id: str, stage: str) -> tasks.Journal:
+        if self.request.dry_run:  # writes nothing into the lake, not even what it has open
+            return tasks.Journal(os.path.join(tempfile.gettempdir(), batch_id, stage), True, pafs.LocalFileSystem())
         return tasks.Journal(
             self.lake.folder(PRIVATE, batch_id, stage), isinstance(self.lake.filesystem, pafs.LocalFileSystem), self.lake.filesystem
         )
@@ -230,7 +234,10 @@ class Ingest:
         try:
             return tasks.run(self.lake.spark, self._journal(name, "journal"), parts, work, self.settings.guard.decode_s)
         finally:
-            self.lake.filesystem_delete(self.lake.folder(PRIVATE, name))
+            if self.request.dry_run:
+                shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
+            else:
+                self.lake.filesystem_delete(self.lake.folder(PRIVATE, name))
 
     def _files(self, dataset: str, sources: Mapping[str, Scanned]) -> list[SourceFile]:
         domain = self.request.subject_domain or dataset
@@ -291,7 +298,7 @@ class Ingest:
         now = datetime.now(UTC)
         rejections = sorted(set(rejections), key=lambda item: (item.source_id, item.stage, item.code, item.message))
         if rejections:
-            stage.add(_rejected(rejections, dataset, now))
+            stage.add(_rejected(rejections, dataset, now, self._uri))
             files["rejected"] = stage.files("rejected")
         self.progress("commit: " + ", ".join(f"{sum(file.rows for file in listed)} {table}" for table, listed in files.items() if listed))
         batch.append(files)
@@ -337,7 +344,7 @@ class Ingest:
                     "source_id": source_id,
                     "dataset": dataset,
                     "uri": self._uri(one.found.uri),
-                    "kind": "other" if status == "skipped" else (one.header or {}).get("kind", self.kind.source_kind),
+                    "kind": (one.header or {}).get("kind", self.kind.source_kind),
                     "size_bytes": one.found.size,
                     "modified_at": datetime.fromtimestamp(one.found.modified_us / 1e6, UTC),
                     "sha256": one.sha256,
@@ -376,13 +383,13 @@ def _status(one: Scanned, images: int, codes: set[str]) -> str:
     return "ok" if one.header is not None else "skipped"
 
 
-def _rejected(rejections: Sequence[Rejection], dataset: str, now: datetime) -> Rows:
+def _rejected(rejections: Sequence[Rejection], dataset: str, now: datetime, address: Callable[[str], str]) -> Rows:
     return Rows.of(
         "rejected",
         [
             {
                 "source_id": item.source_id,
-                "uri": item.uri,
+                "uri": item.uri if item.uri.startswith("token:") else address(item.uri),
                 "dataset": dataset,
                 "stage": item.stage,
                 "code": item.code,
@@ -414,9 +421,12 @@ def split(items: Sequence[Any], weigh: Callable[[Any], float], target: float, at
 def finish(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str, summary: Summary | None = None) -> None:
     """What a closed batch still owes; idempotent, so that a roll-forward may repeat it."""
     derive.replan(lake, batch_id, settings)
+    link.supersede(lake, batch_id)
     written = link.link(lake, ids, settings, run_id, batch_id)
     if summary is not None:
         summary.rejected += written.pop("linked_rejections", 0)
+        rejected = written.pop("linked_rejected_sources", 0)
+        summary.rejected_sources += rejected if summary.job == "import_labels" else 0
         for table, count in written.items():
             summary.written[table] += count
 

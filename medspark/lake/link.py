@@ -84,6 +84,28 @@ def link(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str) -> 
     return _work(lake, ids, settings, run_id, meetings)
 
 
+def supersede(lake: Lake, batch_id: str) -> None:
+    """An annotation file imported again under other settings (classes, pairs) replaces what it said before: its regions, planes, labels.
+
+    The old ledger rows go last, so that after a kill in between the rest is done again.
+    """
+    if not lake.exists("regions"):
+        return
+    ledger = lake.read("sources", ["source_id", "job", "batch_id"], pc.field("job") == "import_labels").to_pylist()
+    mine = {row["source_id"] for row in ledger if row["batch_id"] == batch_id}
+    again = sorted({row["source_id"] for row in ledger if row["source_id"] in mine and row["batch_id"] != batch_id})
+    if not again:
+        return
+    whose = pc.field("source_id").isin(pa.array(again, pa.string()))
+    for table in ("labels", "rejected", *TRUTH):
+        old = whose if table == "labels" else whose & (pc.field("batch_id") != batch_id)
+        lake.rewrite(table, drop_where(old), "source_id", again)
+    lake.rewrite("sources", drop_where(whose & (pc.field("job") == JOB)), "source_id", again)
+    lake.rewrite(
+        "sources", drop_where(whose & (pc.field("job") == "import_labels") & (pc.field("batch_id") != batch_id)), "source_id", again
+    )
+
+
 def orphans(lake: Lake, refs: Iterable[Ref]) -> set[str]:
     """Annotation files of which at least one reference finds no image in the lake."""
     refs = list(refs)
@@ -136,9 +158,8 @@ class _Images:
     def _slides(self, wanted: Mapping[str, set[str]]) -> None:
         if not self.lake.exists("slides") or not wanted.keys() & {"name", "path", "folder", "image", "sop"}:
             return
-        slides = {
-            row["slide_id"]: row for row in self.lake.read("slides", ["slide_id", "dataset", "file_token", "folder_token"]).to_pylist()
-        }
+        columns = ["slide_id", "dataset", "file_token", "folder_token", "level_instance_ids"]
+        slides = {row["slide_id"]: row for row in self.lake.read("slides", columns).to_pylist()}
         where = None if self.batch_id is None else pc.field("batch_id") == self.batch_id
         for grid in self.lake.read("grids", ["grid_id", "slide_id"], where).to_pylist():
             slide = slides.get(grid["slide_id"])
@@ -422,7 +443,8 @@ def _commit(
     batch.release()
     stage.clear()
     written = {table: sum(file.rows for file in listed) for table, listed in files.items()}
-    return {**written, "linked_rejections": sum(lost.values())}
+    rejected = {row["source_id"] for row in ledger if row["status"] == "rejected"}
+    return {**written, "linked_rejections": sum(lost.values()), "linked_rejected_sources": len(rejected)}
 
 
 def _unlabelled(lake: Lake, stage: Stage) -> Callable[[pa.Table], pa.Table] | None:

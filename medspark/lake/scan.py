@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 from pyspark.sql import SparkSession
 
@@ -133,32 +134,32 @@ def walk(folders: Sequence[str], files: Sequence[Found], spark: SparkSession | N
 class Ledger:
     """What the ledger knows of a job under its settings, as sorted 128-bit digests: 16 bytes a source, 340 MB at 21 million."""
 
-    def __init__(self, lake: Lake, job: str, settings: str, retry_rejected: bool) -> None:
-        import pyarrow.parquet as pq
-
+    def __init__(self, lake: Lake, job: str, settings: str, retry_rejected: bool, address: Callable[[str], str]) -> None:
+        """``address`` : uri -> what the ledger keeps of it."""
+        self.address = address
         digests: list[np.ndarray] = []
         for path in lake.files("sources"):
             with lake.filesystem.open_input_file(path) as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(
-                    batch_size=65_536, columns=["uri", "size_bytes", "modified_at", "job", "settings", "status"]
+                    batch_size=65_536, columns=["dataset", "uri", "size_bytes", "modified_at", "job", "settings", "status"]
                 ):
                     rows = batch.to_pydict()
                     known = [
-                        self.digest(uri, size, round(at.timestamp() * 1e6))
-                        for uri, size, at, by, under, status in zip(*rows.values(), strict=True)
+                        self.digest(dataset, uri, size, round(at.timestamp() * 1e6))
+                        for dataset, uri, size, at, by, under, status in zip(*rows.values(), strict=True)
                         if by == job and under == settings and not (retry_rejected and status == "rejected")
                     ]
                     digests.append(np.frombuffer(b"".join(known), "V16") if known else np.empty(0, "V16"))
         self.known = np.sort(np.concatenate(digests)) if digests else np.empty(0, "V16")
 
     @staticmethod
-    def digest(uri: str, size: int, modified_us: int) -> bytes:
-        return hashlib.blake2b(f"{uri}\0{size}\0{modified_us}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    def digest(dataset: str, uri: str, size: int, modified_us: int) -> bytes:
+        return hashlib.blake2b(f"{dataset}\0{uri}\0{size}\0{modified_us}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
-    def __contains__(self, found: Found) -> bool:
+    def knows(self, dataset: str, found: Found) -> bool:
         if not len(self.known):
             return False
-        wanted = np.frombuffer(self.digest(found.uri, found.size, found.modified_us), "V16")
+        wanted = np.frombuffer(self.digest(dataset, self.address(found.uri), found.size, found.modified_us), "V16")
         place = int(np.searchsorted(self.known, wanted)[0])
         return place < len(self.known) and bool(self.known[place] == wanted[0])
 

@@ -125,6 +125,7 @@ class Lake:
         self.filesystem, self.root, self.uri = locate(self.uri)
         self._lock = threading.Lock()
         self._known: set[str] = set()
+        self._checked: set[str] = set()
 
     # ---- paths and files
 
@@ -158,7 +159,11 @@ class Lake:
         import deltalake
 
         location = self.folder(table) if isinstance(self.filesystem, pafs.LocalFileSystem) else self.path(table)
-        return deltalake.DeltaTable(location, version=version, storage_options=storage_options(self.uri))
+        snapshot = deltalake.DeltaTable(location, version=version, storage_options=storage_options(self.uri))
+        if table not in self._checked:
+            check_readable(table, snapshot)
+            self._checked.add(table)
+        return snapshot
 
     def add_actions(self, table: str, version: int | None = None) -> pa.Table | None:
         """One row per file of a version: ``path``, ``size_bytes``, ``num_records``, ``min.*``, ``max.*`` (flattened)."""
@@ -188,9 +193,10 @@ class Lake:
     # ---- creation
 
     def ensure(self, tables: Iterable[str]) -> None:
-        """Creates the tables that are missing; checks the schema version of those that are there."""
+        """Creates the tables that are missing; refuses those of a newer major version (`check_readable`)."""
         for table in tables:
             if self.exists(table):
+                self.snapshot(table)
                 continue
             first_commit(self, table)
             with self._lock:
@@ -392,6 +398,22 @@ def first_commit(lake: Lake, table: str) -> None:
     name = f"{0:020d}"
     if put_if_absent(lake, lake.folder(table, "_delta_log"), f"{name}.json", "".join(json.dumps(action) + "\n" for action in actions)):
         put_if_absent(lake, lake.folder(table, "_delta_log"), f"{name}.crc", json.dumps(checksum) + "\n")
+
+
+def check_readable(table: str, snapshot: Any) -> None:
+    """Refuses a table of a newer major schema, and one whose files alone do not tell its rows (deletion vectors, column mapping)."""
+    configuration = snapshot.metadata().configuration
+    theirs = configuration.get("medspark.schema") or SCHEMA_VERSION
+    if int(theirs.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
+        raise BadRequest(
+            f"table {table} was written by a newer medspark (schema {theirs}, this one reads {SCHEMA_VERSION}); upgrade medspark"
+        )
+    features = set(snapshot.protocol().reader_features or ())
+    mapped = configuration.get("delta.columnMapping.mode", "none") != "none"
+    if mapped or "deletionVectors" in features or configuration.get("delta.enableDeletionVectors") == "true":
+        raise BadRequest(
+            f"table {table} has deletion vectors or column mapping, with which its file list does not tell its rows; rewrite it without"
+        )
 
 
 def put_if_absent(lake: Lake, folder: str, name: str, text: str) -> bool:

@@ -75,7 +75,7 @@ def _cut(parent: str, members: list[SourceFile]) -> Iterable[Unit]:
     """A series' files as units: sorted by part and position, cut at `UNIT_S` seconds or `UNIT_BYTES`, instances held together."""
     instances: dict[str, list[SourceFile]] = defaultdict(list)
     for source in members:
-        instances[source.header.get("sop") or source.source_id].append(source)
+        instances[source.header.get("sop") or source.header.get("content") or source.source_id].append(source)
 
     def place(group: list[SourceFile]) -> tuple[Any, ...]:
         header = group[0].header

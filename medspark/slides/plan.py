@@ -201,8 +201,8 @@ def _subject(source: SourceFile, ids: Ids) -> tuple[str, bool]:
     if private.get("patient_id"):
         return ids.subject(domain, private["patient_id"]), True
     if private.get("study_uid"):
-        return ids.subject(domain, private["study_uid"]), False
-    return ids.subject(own_domain, source.source_id), not private.get("series_uid")
+        return ids.subject(own_domain, "study:" + private["study_uid"]), False
+    return ids.subject(own_domain, "source:" + source.source_id), not private.get("series_uid")
 
 
 def _pick_thumbnail(group: Sequence[SourceFile], l0_size: tuple[int, int], mpp_um: tuple[float, float] | None) -> Mapping[str, Any]:
