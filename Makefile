@@ -16,8 +16,8 @@ setup:  ## make .venv with everything in it (a second call ends at once)
 	@if [ -z "$(BOOT)" ]; then echo "setup: Python 3.11 is needed and none was found; run \`apt-get install -y python3.11 python3.11-venv\`." >&2; exit 2; fi
 	@$(BOOT) tools/setup_env.py
 
-demo: setup  ## pictures in, tables, queries and pictures out, in the folder demo (OUT=... for another)
-	$(BIN)/python -m medspark demo --out $(OUT)
+demo: setup  ## slides and CT in, answers and pictures out, in the folder demo (OUT=... for another, DATA=embedded for no files)
+	$(BIN)/python -m medspark demo --out $(OUT) $(if $(DATA),--data $(DATA))
 
 test: setup  ## all tests (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest -q $(ARGS)

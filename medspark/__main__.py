@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     sql.add_argument("query")
     demo = tools.add_parser("demo", help="slides and CT in, tables, answers and pictures out")
     demo.add_argument("--out", default="demo", metavar="FOLDER")
+    demo.add_argument("--data", metavar="FOLDER|embedded", help="real files to use (../shared/data where it is there, else embedded ones)")
     tools.add_parser("doctor", help="what is in order on this machine and what is not", add_help=False)
     given, rest = parser.parse_known_args(argv)
     if rest and given.tool != "doctor":
@@ -57,7 +58,7 @@ def _run(given: argparse.Namespace, rest: list[str]) -> int:
         return 0
     from medspark.demo import run
 
-    return run(given.out)
+    return run(given.out, given.data)
 
 
 if __name__ == "__main__":
