@@ -98,7 +98,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
         raise BadRequest("--subject-pattern: needs a group, as in '(TCGA-\\w\\w-\\w{4})'")
     subjects = read_subjects(given.subjects)
     from medspark.lake import scan
-    from medspark.lake.store import locate
+    from medspark.lake.files import locate
 
     scan.resolve(given.input)
     locate(given.lake)
@@ -112,7 +112,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     else:
         ids = Ids(os.urandom(32) if keyless_dry_run else deid.load_key(path, create=not given.dry_run))
 
-    from medspark.lake import ingest, logs, session
+    from medspark.lake import card, ingest, logs, session
     from medspark.lake.store import Lake
 
     request = ingest.Request(
@@ -120,7 +120,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     )
     logs.configure("", given.log_level)
     if not keyless_dry_run:
-        ingest.check_key(given.lake, ids, create=not given.dry_run)
+        card.check_key(given.lake, ids, create=not given.dry_run)
     spark = session.build(f"medspark {kind.job}", settings.spark)
     lake = Lake(spark, given.lake)
     run = ingest.Ingest(lake, kind, ids, settings, request, progress=logs.Progress(kind.job))

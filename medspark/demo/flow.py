@@ -18,7 +18,7 @@ from rich.text import Text
 from medspark import config, deid
 from medspark.demo import pictures, questions, samples
 from medspark.keys import Ids
-from medspark.lake import ingest, logs, session, sql
+from medspark.lake import card, ingest, logs, session, sql
 from medspark.lake.store import Lake
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _run(folder: Path, data: str | None, spark: SparkSession | None, console: Co
         inputs = samples.choose(data or samples.default_data(), folder / "input")
         settings = config.Config()
         ids = Ids(deid.load_key(settings.deid.key_path(), create=True))
-        ingest.check_key(str(lake_path), ids, create=True)
+        card.check_key(str(lake_path), ids, create=True)
         said.append(inputs.about)
     with steps.step("Spark") as said:
         opened = spark is None

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medspark.lake import owner
-from medspark.lake.store import PRIVATE, DataFile, Lake, admitted
+from medspark.lake.files import PRIVATE, DataFile, admitted
+from medspark.lake.store import Lake
 from medspark.tables.rows import Rows
 
 DATA = ("pixels", "labels", "tiles", "slices", "photos", "planes", "regions", "grids", "slides", "series", "subjects", "rejected")

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medspark.config import Config
+from medspark.lake.files import DataFile
 from medspark.lake.stage import Stage
-from medspark.lake.store import DataFile, Lake
+from medspark.lake.store import Lake
 from medspark.tables.catalog import SERIES, SLICES
 from medspark.tables.rows import Rows
 from medspark.tables.work import Unit

@@ -20,8 +20,8 @@ from pyarrow import fs as pafs
 from medspark.config import Config
 from medspark.errors import Rejected, unexpected
 from medspark.keys import Ids
+from medspark.lake.files import INDEXED_COLUMNS, PRIVATE, DataFile, locate, statistics, write_parquet
 from medspark.lake.scan import local_copy
-from medspark.lake.store import INDEXED_COLUMNS, PRIVATE, DataFile, locate, statistics, write_parquet
 from medspark.lake.tasks import Watcher
 from medspark.tables.catalog import PIXELS, TABLES
 from medspark.tables.rows import Rejection, Rows

@@ -6,7 +6,6 @@ geometry, a grid's counts) is in `derive`; labels that waited for their images a
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -25,17 +24,17 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from medspark.config import Config
-from medspark.errors import UNCOUNTED_CODES, BadRequest
+from medspark.errors import UNCOUNTED_CODES
 from medspark.keys import Ids
-from medspark.lake import derive, link, tasks
+from medspark.lake import derive, link, meetings, tasks
 from medspark.lake.batch import Batch, recover_dead
 from medspark.lake.explode import Exploder, TaskResult
+from medspark.lake.files import PRIVATE
 from medspark.lake.scan import Found, Ledger, Scanned, reader, resolve, to_path, walk
 from medspark.lake.session import cores
 from medspark.lake.stage import Stage
-from medspark.lake.store import PRIVATE, Lake, locate
+from medspark.lake.store import Lake
 from medspark.tables import names
-from medspark.tables.catalog import SCHEMA_VERSION
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import Kind, Plan, SourceFile, Unit
 
@@ -50,7 +49,6 @@ WRITES = {
     "ingest_photos": ("subjects", "photos", "pixels", "labels"),
     "import_labels": ("regions", "planes", "labels"),
 }
-CARD = f"{PRIVATE}/lake.json"
 ALWAYS = ("sources", "rejected", "claims", "kpi")
 
 
@@ -228,7 +226,7 @@ class Ingest:
 
     def _scan(self, dataset: str, found: list[Found]) -> list[Scanned]:
         weigh = lambda one: HEADER_S + one.size / HASH_BYTES_PER_S
-        parts = split(found, weigh, 2.0, cores(self.lake.spark))
+        parts = tasks.split(found, weigh, 2.0, cores(self.lake.spark))
         name = f"scan-{self.run_id}-{uuid.uuid4().hex[:8]}"
         work = reader(self.kind, self.ids, self.settings, dataset)
         try:
@@ -262,7 +260,7 @@ class Ingest:
 
     def _explode(self, batch: Batch, units: Sequence[Unit]) -> list[TaskResult]:
         work = Exploder(self.kind, self.ids, self.settings, self.lake.uri, self.run_id, batch.batch_id)
-        parts = split(units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark))
+        parts = tasks.split(units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark))
         self.progress(f"explode: {len(units)} units in {len(parts)} tasks")
         journal = self._journal(batch.batch_id, "journal")
         return tasks.run(self.lake.spark, journal, parts, work, self.settings.guard.decode_s)
@@ -312,11 +310,11 @@ class Ingest:
 
     def _waiting(self, stage: Stage) -> set[str]:
         """Annotation files of the batch of which an image is not in the lake."""
-        refs: set[link.Ref] = set()
-        for table in link.TRUTH:
+        refs: set[meetings.Ref] = set()
+        for table in meetings.TRUTH:
             if table in stage.tables():
-                refs |= link.refs_in(stage.narrow(table, ["source_id", "ref_image", "ref_dataset"]))
-        return link.orphans(self.lake, refs)
+                refs |= meetings.refs_in(stage.narrow(table, ["source_id", "ref_image", "ref_dataset"]))
+        return meetings.orphans(self.lake, refs)
 
     def _ledger(
         self, dataset: str, sources: Mapping[str, Scanned], images: Mapping[str, int], rejections: Sequence[Rejection], now: datetime
@@ -366,7 +364,7 @@ class Ingest:
         said["sources"] += len(sources)
         said["images"] += sum(unit.images for unit in plan.units)
         said["bytes"] += sum(one.found.size for one in sources.values())
-        said["partitions"] += len(split(plan.units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark)))
+        said["partitions"] += len(tasks.split(plan.units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark)))
         self.summary.rejected += sum(1 for one in sources.values() if one.code) + len(plan.rejections)
 
 
@@ -401,23 +399,6 @@ def _rejected(rejections: Sequence[Rejection], dataset: str, now: datetime, addr
     )
 
 
-def split(items: Sequence[Any], weigh: Callable[[Any], float], target: float, at_once: int) -> list[list[Any]]:
-    """Contiguous parts of about equal cost: at most ``target`` seconds each, and, where there is enough work, three for every core."""
-    if not items:
-        return []
-    costs = [weigh(item) for item in items]
-    aim = min(target, max(sum(costs) / (3 * at_once), 0.5))
-    parts: list[list[Any]] = [[]]
-    filled = 0.0
-    for item, cost in zip(items, costs, strict=True):
-        if parts[-1] and filled + cost > aim:
-            parts.append([])
-            filled = 0.0
-        parts[-1].append(item)
-        filled += cost
-    return parts
-
-
 def finish(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str, summary: Summary | None = None) -> None:
     """What a closed batch still owes; idempotent, so that a roll-forward may repeat it."""
     derive.replan(lake, batch_id, settings)
@@ -429,32 +410,6 @@ def finish(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str, s
         summary.rejected_sources += rejected if summary.job == "import_labels" else 0
         for table, count in written.items():
             summary.written[table] += count
-
-
-def key_of(uri: str) -> str | None:
-    """Fingerprint of the key that a lake was written with; None for a lake that is not there yet. Needs no session."""
-    filesystem, root, _ = locate(uri)
-    path = f"{root}/{CARD}"
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-        return None
-    with filesystem.open_input_stream(path) as stream:
-        return str(json.loads(stream.read())["key"])
-
-
-def check_key(uri: str, ids: Ids, create: bool) -> None:
-    """The lake remembers the fingerprint of its key; another key is a `BadRequest`, before any Spark work."""
-    there = key_of(uri)
-    if there is None:
-        if create:
-            filesystem, root, _ = locate(uri)
-            filesystem.create_dir(f"{root}/{PRIVATE}", recursive=True)
-            with filesystem.open_output_stream(f"{root}/{CARD}") as stream:
-                stream.write(json.dumps({"key": ids.fingerprint, "schema": SCHEMA_VERSION}).encode())
-    elif there != ids.fingerprint:
-        raise BadRequest(
-            f"this lake was written with {'no key' if there == 'none' else 'another de-identification key'}; "
-            "give the same deid.profile and deid.key_file as before"
-        )
 
 
 def record_kpi(lake: Lake, summary: Summary) -> None:

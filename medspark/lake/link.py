@@ -8,8 +8,6 @@ pure (`medspark.labels.link`).
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,59 +24,28 @@ from medspark.lake import tasks
 from medspark.lake.batch import Batch
 from medspark.lake.derive import drop_where
 from medspark.lake.explode import StageWriter, TaskResult
+from medspark.lake.files import PRIVATE, admitted, batches_of, locate
+from medspark.lake.meetings import JOB, TRUTH, Meeting, all_refs, linked, meetings_of, orphans, sources_of
 from medspark.lake.pixels import PixelReader
 from medspark.lake.stage import Stage
-from medspark.lake.store import PRIVATE, Lake, admitted, batches_of, locate
+from medspark.lake.store import Lake
 from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import SourceFile
 
-JOB = "link_labels"
-TRUTH = ("regions", "planes")
 PLANE_BATCH = 16  # planes read at once: a mask band of a large slide may hold some MB
 
 SLICE_COLUMNS = [column.name for column in TABLES["slices"].columns if column.name not in ("header_json", "series_attributes")]
 
 
-@dataclass(frozen=True)
-class Ref:
-    """What an annotation file says it belongs to."""
-
-    source_id: str
-    ref_image: str
-    ref_dataset: str | None
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """One annotation file and one set of images.
-
-    slide_id, grid_id : for slides;  dataset, series_instance_id and batch_id (the slices that this batch brought) : for series
-    refs : the file's references that name this parent (one file may annotate many images)
-    """
-
-    source_id: str
-    slide_id: str = ""
-    grid_id: str = ""
-    dataset: str = ""
-    series_instance_id: str = ""
-    batch_id: str = ""
-    refs: tuple[str, ...] = ()
-
-    @property
-    def unit(self) -> str:
-        parts = (self.grid_id, self.dataset, self.series_instance_id, self.batch_id)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
 def link(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str) -> dict[str, int]:
     """Works every meeting that a closed batch brought about; idempotent. Returns rows written by table."""
     settle(lake, batch_id)
-    refs = _refs(lake)
+    refs = all_refs(lake)
     if not refs:
         return {}
-    own = _sources_of(lake, batch_id)
-    meetings = _meetings(lake, refs, None if own else batch_id, own)
+    own = sources_of(lake, batch_id)
+    meetings = meetings_of(lake, refs, None if own else batch_id, own)
     if not meetings:
         return {}
     return _work(lake, ids, settings, run_id, meetings)
@@ -104,141 +71,6 @@ def supersede(lake: Lake, batch_id: str) -> None:
     lake.rewrite(
         "sources", drop_where(whose & (pc.field("job") == "import_labels") & (pc.field("batch_id") != batch_id)), "source_id", again
     )
-
-
-def orphans(lake: Lake, refs: Iterable[Ref]) -> set[str]:
-    """Annotation files of which at least one reference finds no image in the lake."""
-    refs = list(refs)
-    images = _Images(lake, refs, None)
-    return {ref.source_id for ref in refs if not images.parents(ref)}
-
-
-def refs_in(rows: pa.Table) -> set[Ref]:
-    columns = [rows.column(name).to_pylist() for name in ("source_id", "ref_image", "ref_dataset")]
-    return {Ref(*values) for values in zip(*columns, strict=True)}
-
-
-def _refs(lake: Lake, batch_files: Callable[[str], Sequence[str]] | None = None) -> set[Ref]:
-    found: set[Ref] = set()
-    for table in TRUTH:
-        if lake.exists(table):
-            found |= refs_in(lake.read(table, ["source_id", "ref_image", "ref_dataset"]))
-    return found
-
-
-def _sources_of(lake: Lake, batch_id: str) -> set[str]:
-    """Annotation files that a batch brought."""
-    found: set[str] = set()
-    for table in TRUTH:
-        if lake.exists(table):
-            found |= set(lake.read(table, ["source_id"], pc.field("batch_id") == batch_id).column(0).to_pylist())
-    return found
-
-
-# ---- who meets whom
-
-
-class _Images:
-    """Images of the lake (or of one batch) by what references may call them."""
-
-    def __init__(self, lake: Lake, refs: Iterable[Ref], batch_id: str | None) -> None:
-        self.lake, self.batch_id = lake, batch_id
-        self.by: dict[str, dict[str, set[tuple[str, ...]]]] = {}
-        wanted: dict[str, set[str]] = {}
-        for ref in refs:
-            kind, _, rest = ref.ref_image.partition(":")
-            wanted.setdefault(kind, set()).add(rest.split("#", 1)[0] if kind == "sop" else rest)
-        self._slides(wanted)
-        self._series(wanted)
-
-    def _put(self, kind: str, key: str | None, parent: tuple[str, ...]) -> None:
-        if key:
-            self.by.setdefault(kind, {}).setdefault(key, set()).add(parent)
-
-    def _slides(self, wanted: Mapping[str, set[str]]) -> None:
-        if not self.lake.exists("slides") or not wanted.keys() & {"name", "path", "folder", "image", "sop"}:
-            return
-        columns = ["slide_id", "dataset", "file_token", "folder_token", "level_instance_ids"]
-        slides = {row["slide_id"]: row for row in self.lake.read("slides", columns).to_pylist()}
-        where = None if self.batch_id is None else pc.field("batch_id") == self.batch_id
-        for grid in self.lake.read("grids", ["grid_id", "slide_id"], where).to_pylist():
-            slide = slides.get(grid["slide_id"])
-            if slide is None:
-                continue
-            parent = ("slide", slide["dataset"], slide["slide_id"], grid["grid_id"])
-            self._put("name", slide["file_token"], parent)
-            self._put("path", f"{slide['folder_token']}/{slide['file_token']}", parent)
-            self._put("image", slide["slide_id"], parent)
-            for instance in slide["level_instance_ids"] or ():
-                self._put("sop", instance, parent)
-
-    def _series(self, wanted: Mapping[str, set[str]]) -> None:
-        if not self.lake.exists("slices"):
-            return
-        fields = {"sop": "sop_instance_id", "name": "file_token", "folder": "folder_token"}
-        conditions = [
-            pc.field(column).isin(pa.array(sorted(wanted[kind]), pa.string())) for kind, column in fields.items() if wanted.get(kind)
-        ]
-        if wanted.get("path"):
-            conditions.append(pc.field("file_token").isin(pa.array(sorted({path.split("/")[-1] for path in wanted["path"]}), pa.string())))
-        if wanted.get("image"):
-            names = pa.array(sorted(wanted["image"]), pa.string())
-            conditions += [pc.field("series_id").isin(names), pc.field("image_id").isin(names)]
-        if wanted.get("plane"):
-            frames = pa.array(sorted(wanted["plane"]), pa.string())
-            series = self.lake.read("series", ["series_id", "frame_of_reference_id"], pc.field("frame_of_reference_id").isin(frames))
-            self.frames = dict(zip(series.column(0).to_pylist(), series.column(1).to_pylist(), strict=True))
-            conditions.append(pc.field("series_id").isin(series.column(0).combine_chunks()))
-        else:
-            self.frames = {}
-        if not conditions:
-            return
-        where = conditions[0]
-        for condition in conditions[1:]:
-            where = where | condition
-        if self.batch_id is not None:
-            where = where & (pc.field("batch_id") == self.batch_id)
-        columns = ["dataset", "series_instance_id", "batch_id", "series_id", "image_id", "sop_instance_id", "file_token", "folder_token"]
-        for row in self.lake.read("slices", columns, where).to_pylist():
-            parent = ("series", row["dataset"], row["series_instance_id"], row["batch_id"])
-            self._put("sop", row["sop_instance_id"], parent)
-            self._put("name", row["file_token"], parent)
-            self._put("folder", row["folder_token"], parent)
-            self._put("path", f"{row['folder_token']}/{row['file_token']}", parent)
-            self._put("image", row["series_id"], parent)
-            self._put("image", row["image_id"], parent)
-            self._put("plane", self.frames.get(row["series_id"]), parent)
-
-    def parents(self, ref: Ref) -> set[tuple[str, ...]]:
-        kind, _, rest = ref.ref_image.partition(":")
-        found = self.by.get(kind, {}).get(rest.split("#", 1)[0] if kind == "sop" else rest, set())
-        return {parent for parent in found if ref.ref_dataset is None or parent[1] == ref.ref_dataset}
-
-
-def _meetings(lake: Lake, refs: set[Ref], batch_id: str | None, own: set[str]) -> list[Meeting]:
-    mine = [ref for ref in refs if not own or ref.source_id in own]
-    images = _Images(lake, mine, batch_id)
-    found: dict[tuple[str, str], Meeting] = {}
-    for ref in mine:
-        for parent in images.parents(ref):
-            if parent[0] == "slide":
-                meeting = Meeting(ref.source_id, slide_id=parent[2], grid_id=parent[3])
-            else:
-                # All batches of a series that has one matching slice: a volume's contours may lie on any of its slices.
-                meeting = Meeting(ref.source_id, dataset=parent[1], series_instance_id=parent[2], batch_id=parent[3])
-            key = (meeting.source_id, meeting.unit)
-            before = found[key].refs if key in found else ()
-            found[key] = dataclasses.replace(meeting, refs=(*before, ref.ref_image))
-    done = _linked(lake)
-    return [meeting for key, meeting in sorted(found.items()) if key not in done]
-
-
-def _linked(lake: Lake) -> set[tuple[str, str]]:
-    rows = lake.read("sources", ["source_id", "settings"], pc.field("job") == JOB)
-    return {
-        (source, settings.rpartition(":")[2])
-        for source, settings in zip(rows.column(0).to_pylist(), rows.column(1).to_pylist(), strict=True)
-    }
 
 
 # ---- the work
@@ -345,7 +177,6 @@ def _stream_planes(filesystem: Any, files: Sequence[str], where: pc.Expression) 
 
 
 def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequence[Meeting]) -> dict[str, int]:
-    from medspark.lake.ingest import split  # the same balancing as every stage
     from medspark.lake.session import cores
 
     fingerprint = settings.fingerprint("labels", "deid", extra=(ids.fingerprint,))
@@ -353,8 +184,8 @@ def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequenc
     names = {f"{meeting.source_id}/{meeting.unit}": meeting for meeting in meetings}
 
     def done(claimed: Sequence[str]) -> set[str]:
-        linked = _linked(lake)
-        return {name for name in claimed if tuple(name.split("/", 1)) in linked}
+        over = linked(lake)
+        return {name for name in claimed if tuple(name.split("/", 1)) in over}
 
     left = batch.claim(names, {}, done=done)
     if not left:
@@ -377,7 +208,7 @@ def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequenc
     journal = tasks.Journal(
         lake.folder(PRIVATE, batch.batch_id, "journal"), isinstance(lake.filesystem, pafs.LocalFileSystem), lake.filesystem
     )
-    parts = split(items, lambda item: 4.0, 12.0, cores(lake.spark))
+    parts = tasks.split(items, lambda item: 4.0, 12.0, cores(lake.spark))
     results = tasks.run(lake.spark, journal, parts, work, 10 * settings.guard.decode_s)
     return _commit(lake, batch, run_id, left, names, about, results)
 
@@ -504,7 +335,7 @@ def settle(lake: Lake, batch_id: str) -> None:
     waiting = set(lake.read("sources", ["source_id"], where).column(0).to_pylist())
     if not waiting:
         return
-    there = waiting - orphans(lake, [ref for ref in _refs(lake) if ref.source_id in waiting])
+    there = waiting - orphans(lake, [ref for ref in all_refs(lake) if ref.source_id in waiting])
     if not there:
         return
     mine = pc.field("source_id").isin(pa.array(sorted(there), pa.string()))

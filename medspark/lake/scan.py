@@ -22,7 +22,8 @@ from pyspark.sql import SparkSession
 from medspark.config import Config
 from medspark.errors import BadRequest, Rejected, SkippedSource, unexpected
 from medspark.keys import Ids
-from medspark.lake.store import Lake, locate
+from medspark.lake.files import locate
+from medspark.lake.store import Lake
 from medspark.lake.tasks import Watcher
 from medspark.tables.work import Kind, SourceFile
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from medspark.lake.explode import TaskResult
-from medspark.lake.store import NARROW_FILE_BYTES, PRIVATE, DataFile, Lake, batches_of
+from medspark.lake.files import NARROW_FILE_BYTES, PRIVATE, DataFile, batches_of
+from medspark.lake.store import Lake
 from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rows
 

@@ -13,99 +13,22 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 from pyspark.sql import DataFrame, SparkSession
 
-from medspark.errors import BadRequest
-from medspark.tables.catalog import SCHEMA_VERSION, TABLES
+from medspark.lake.create import check_readable, first_commit
+from medspark.lake.files import DataFile, admitted, locate, storage_options, write_parquet
+from medspark.tables.catalog import TABLES
 
 RETRYABLE = ("Concurrent", "ProtocolChanged", "MetadataChanged", "FileAlreadyExists")
 ATTEMPTS = 40  # with the pauses below about a minute: longer than any commit that another job may be making
-STRING_STATISTICS = 32  # Delta cuts strings in statistics at this length (delta.dataSkippingNumIndexedCols' companion)
-INDEXED_COLUMNS = 32  # Delta gathers statistics on the first 32 columns; the catalogue puts keys there
-NARROW_FILE_BYTES = 48 << 20  # narrow files of 32 to 64 MB keep min/max statistics selective
-PRIVATE = "_medspark"  # journals, stages and the lake's own card; Delta ignores folders that begin with an underscore
-
-PROPERTIES = {
-    "delta.enableDeletionVectors": "false",  # readers open files by the list of one version: a vector would resurrect rows
-    "delta.logRetentionDuration": "interval 3650 days",
-    "delta.setTransactionRetentionDuration": "interval 90 days",
-    "delta.checkpointInterval": "50",
-    "medspark.schema": SCHEMA_VERSION,
-}
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One Parquet file of a table, written and not yet committed.
-
-    path : str          relative to the table's folder
-    statistics : str    Delta's statistics (JSON): numRecords, minValues, maxValues, nullCount
-    """
-
-    path: str
-    size: int
-    rows: int
-    statistics: str
-
-    def add(self) -> str:
-        action = {
-            "path": self.path,
-            "partitionValues": {},
-            "size": self.size,
-            "modificationTime": int(time.time() * 1000),
-            "dataChange": True,
-            "stats": self.statistics,
-        }
-        return json.dumps({"add": action})
-
-    def remove(self) -> str:
-        action = {
-            "path": self.path,
-            "deletionTimestamp": int(time.time() * 1000),
-            "dataChange": True,
-            "partitionValues": {},
-            "size": self.size,
-        }
-        return json.dumps({"remove": {**action, "extendedFileMetadata": True}})
-
-
-def statistics(metadata: pq.FileMetaData, names: Sequence[str]) -> str:
-    """Delta's file statistics from a Parquet footer, for the top-level columns ``names`` (Delta protocol, "Per-file Statistics").
-
-    Strings are cut at 32 characters; a cut maximum gets a tie-breaker so that it stays an upper bound. Columns without complete
-    statistics (NaN, nested, binary, timestamps) are left out, which is always correct: readers then do not prune by them.
-    """
-    low: dict[str, Any] = {}
-    high: dict[str, Any] = {}
-    nulls: dict[str, int] = {}
-    wanted = set(names)
-    for column in range(metadata.num_columns):
-        path = metadata.schema.column(column).path
-        if path not in wanted:
-            continue
-        groups = [metadata.row_group(group).column(column).statistics for group in range(metadata.num_row_groups)]
-        if not groups or any(group is None or not group.has_null_count for group in groups):
-            continue
-        nulls[path] = sum(group.null_count for group in groups)
-        valued = [group for group in groups if group.num_values]
-        if not valued or not all(group.has_min_max for group in valued):
-            continue
-        smallest, largest = min(group.min for group in valued), max(group.max for group in valued)
-        if isinstance(smallest, str):
-            low[path] = smallest[:STRING_STATISTICS]
-            high[path] = largest if len(largest) <= STRING_STATISTICS else largest[:STRING_STATISTICS] + "\U0010ffff"
-        elif isinstance(smallest, (int, float)) and smallest == smallest and largest == largest:
-            low[path], high[path] = smallest, largest
-    return json.dumps({"numRecords": metadata.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}, ensure_ascii=True)
 
 
 @dataclass
@@ -335,149 +258,3 @@ def retry(action: Callable[[], Any], attempts: int = ATTEMPTS) -> Any:
                 raise
             time.sleep(min(0.05 * 1.3**attempt, 3.0) * (0.5 + os.urandom(1)[0] / 255))
     raise AssertionError("unreachable")
-
-
-def write_parquet(filesystem: pafs.FileSystem, path: str, data: pa.Table, relative: str, names: Sequence[str]) -> DataFile:
-    with filesystem.open_output_stream(path) as stream:
-        collector: list[pq.FileMetaData] = []
-        writer = pq.ParquetWriter(stream, data.schema, compression="zstd", metadata_collector=collector)
-        writer.write_table(data, row_group_size=65_536)
-        writer.close()
-    size = filesystem.get_file_info(path).size
-    return DataFile(relative, size, data.num_rows, statistics(collector[0], names[:INDEXED_COLUMNS]))
-
-
-def first_commit(lake: Lake, table: str) -> None:
-    """Creates a table by its first log entry (protocol, metadata, clustering), as CREATE TABLE ... CLUSTER BY would write it.
-
-    CREATE TABLE through SQL takes about a second a table; this takes milliseconds, and two jobs that create at once agree: the log store
-    writes an entry only if none is there.
-    """
-    definition = TABLES[table]
-    now = int(time.time() * 1000)
-    features = ["appendOnly", "invariants"] + (["domainMetadata", "clustering"] if definition.cluster_by else [])
-    actions: list[dict[str, Any]] = [
-        {
-            "commitInfo": {
-                "timestamp": now,
-                "operation": "CREATE TABLE",
-                "operationParameters": {},
-                "isBlindAppend": True,
-                "txnId": str(uuid.uuid4()),
-            }
-        },
-        {"protocol": {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": features}},
-        {
-            "metaData": {
-                "id": str(uuid.uuid4()),
-                "name": None,
-                "description": definition.doc,
-                "format": {"provider": "parquet", "options": {}},
-                "schemaString": json.dumps(definition.json()),
-                "partitionColumns": [],
-                "configuration": PROPERTIES,
-                "createdTime": now,
-            }
-        },
-    ]
-    if definition.cluster_by:
-        domain = {"clusteringColumns": [[name] for name in definition.cluster_by], "domainName": "delta.clustering"}
-        actions.append({"domainMetadata": {"domain": "delta.clustering", "configuration": json.dumps(domain), "removed": False}})
-    # A table's checksum spares every later commit a Spark job that would count what this entry says: nothing.
-    checksum = {
-        "txnId": actions[0]["commitInfo"]["txnId"],
-        "tableSizeBytes": 0,
-        "numFiles": 0,
-        "numMetadata": 1,
-        "numProtocol": 1,
-        "domainMetadata": [action["domainMetadata"] for action in actions if "domainMetadata" in action],
-        "metadata": actions[2]["metaData"],
-        "protocol": actions[1]["protocol"],
-        "allFiles": [],
-    }
-    name = f"{0:020d}"
-    if put_if_absent(lake, lake.folder(table, "_delta_log"), f"{name}.json", "".join(json.dumps(action) + "\n" for action in actions)):
-        put_if_absent(lake, lake.folder(table, "_delta_log"), f"{name}.crc", json.dumps(checksum) + "\n")
-
-
-def check_readable(table: str, snapshot: Any) -> None:
-    """Refuses a table of a newer major schema, and one whose files alone do not tell its rows (deletion vectors, column mapping)."""
-    configuration = snapshot.metadata().configuration
-    theirs = configuration.get("medspark.schema") or SCHEMA_VERSION
-    if int(theirs.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
-        raise BadRequest(
-            f"table {table} was written by a newer medspark (schema {theirs}, this one reads {SCHEMA_VERSION}); upgrade medspark"
-        )
-    features = set(snapshot.protocol().reader_features or ())
-    mapped = configuration.get("delta.columnMapping.mode", "none") != "none"
-    if mapped or "deletionVectors" in features or configuration.get("delta.enableDeletionVectors") == "true":
-        raise BadRequest(
-            f"table {table} has deletion vectors or column mapping, with which its file list does not tell its rows; rewrite it without"
-        )
-
-
-def put_if_absent(lake: Lake, folder: str, name: str, text: str) -> bool:
-    """Writes a log file unless it is there; False when another writer was first. Atomic, as Delta asks of its log stores."""
-    lake.filesystem.create_dir(folder, recursive=True)
-    if isinstance(lake.filesystem, pafs.LocalFileSystem):
-        temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
-        with open(temporary, "x", encoding="utf-8") as stream:
-            stream.write(text)
-        try:
-            os.link(temporary, f"{folder}/{name}")
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
-        return True
-    jvm, spark = lake.spark._jvm, lake.spark
-    table = folder.rsplit("/", 2)[-2]
-    log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, lake.path(table))
-    lines = jvm.java.util.ArrayList()
-    for line in text.splitlines():
-        lines.add(line)
-    iterator = jvm.scala.jdk.javaapi.CollectionConverters.asScala(lines.iterator())
-    try:
-        log.store().write(jvm.org.apache.hadoop.fs.Path(log.logPath(), name), iterator, False, log.newDeltaHadoopConf())
-    except Exception as error:
-        if "FileAlreadyExists" not in str(error):
-            raise
-        return False
-    return True
-
-
-def locate(uri: str) -> tuple[pafs.FileSystem, str, str]:
-    """(Arrow file system, path on it, address for Spark) of a folder or URI; raises `BadRequest` for one that cannot be served."""
-    if "://" not in uri and not uri.startswith("file:"):
-        path = os.path.abspath(os.path.expanduser(uri))
-        return pafs.LocalFileSystem(), path, path
-    if uri.startswith("file:"):
-        path = os.path.abspath("/" + uri.removeprefix("file:").lstrip("/"))
-        return pafs.LocalFileSystem(), path, path
-    try:
-        filesystem, path = pafs.FileSystem.from_uri("s3://" + uri.split("://", 1)[1] if uri.startswith("s3a://") else uri)
-    except Exception as error:
-        raise BadRequest(f"{uri}: no file system for this address here ({str(error).splitlines()[0][:200]})") from None
-    return filesystem, path, uri.rstrip("/")
-
-
-def storage_options(uri: str) -> dict[str, str] | None:
-    """What deltalake needs to open the lake; credentials come from the environment, as for Arrow."""
-    return None if "://" not in uri else {}
-
-
-def admitted(actions: Iterable[dict[str, Any]], column: str, values: Sequence[str]) -> list[dict[str, Any]]:
-    """The files (see `Lake.actions`) whose statistics of ``column`` admit one of the values; files without statistics are admitted."""
-
-    def admits(action: dict[str, Any]) -> bool:
-        low, high = action.get(f"min.{column}"), action.get(f"max.{column}")
-        return low is None or high is None or any(low <= value <= high for value in values)
-
-    return [action for action in actions if admits(action)]
-
-
-def batches_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Record batches of Parquet files, one row group at a time."""
-    for path in paths:
-        with filesystem.open_input_file(path) as stream:
-            yield from pq.ParquetFile(stream).iter_batches(batch_size=16_384)

@@ -197,3 +197,20 @@ def _submit(
             watcher.done()
 
     return spark.sparkContext.parallelize(list(parts.values()), len(parts)).mapPartitionsWithIndex(task).collect()
+
+
+def split(items: Sequence[Any], weigh: Callable[[Any], float], target: float, at_once: int) -> list[list[Any]]:
+    """Contiguous parts of about equal cost: at most ``target`` seconds each, and, where there is enough work, three for every core."""
+    if not items:
+        return []
+    costs = [weigh(item) for item in items]
+    aim = min(target, max(sum(costs) / (3 * at_once), 0.5))
+    parts: list[list[Any]] = [[]]
+    filled = 0.0
+    for item, cost in zip(items, costs, strict=True):
+        if parts[-1] and filled + cost > aim:
+            parts.append([])
+            filled = 0.0
+        parts[-1].append(item)
+        filled += cost
+    return parts

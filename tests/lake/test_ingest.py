@@ -14,7 +14,7 @@ import pytest
 from medspark import config
 from medspark.errors import BadRequest
 from medspark.keys import Ids
-from medspark.lake import ingest
+from medspark.lake import card
 from medspark.lake.status import status
 from medspark.series.kind import SeriesKind
 from medspark.tables.rows import Rejection, Rows
@@ -119,10 +119,10 @@ class Buggy(SeriesKind):
 
 
 def test_another_key_is_refused(spark: Any, tmp_path: Path) -> None:
-    ingest.check_key(str(tmp_path / "lake"), Ids(b"a" * 32), create=True)
-    ingest.check_key(str(tmp_path / "lake"), Ids(b"a" * 32), create=True)
+    card.check_key(str(tmp_path / "lake"), Ids(b"a" * 32), create=True)
+    card.check_key(str(tmp_path / "lake"), Ids(b"a" * 32), create=True)
     with pytest.raises(BadRequest, match="another de-identification key"):
-        ingest.check_key(str(tmp_path / "lake"), Ids(b"b" * 32), create=True)
+        card.check_key(str(tmp_path / "lake"), Ids(b"b" * 32), create=True)
 
 
 def test_status_reads_without_spark(spark: Any, tmp_path: Path) -> None:

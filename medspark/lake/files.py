@@ -1,0 +1,133 @@
+"""Data files of a table and where they lie: Parquet out, statistics, addresses. Knows no transaction."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from medspark.errors import BadRequest
+
+STRING_STATISTICS = 32  # Delta cuts strings in statistics at this length
+INDEXED_COLUMNS = 32  # Delta gathers statistics on the first 32 columns; the catalogue puts keys there
+NARROW_FILE_BYTES = 48 << 20  # narrow files of 32 to 64 MB keep min/max statistics selective
+PRIVATE = "_medspark"  # journals, stages and the lake's own card; Delta ignores folders that begin with an underscore
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table, written and not yet committed.
+
+    path : str          relative to the table's folder
+    statistics : str    Delta's statistics (JSON): numRecords, minValues, maxValues, nullCount
+    """
+
+    path: str
+    size: int
+    rows: int
+    statistics: str
+
+    def add(self) -> str:
+        action = {
+            "path": self.path,
+            "partitionValues": {},
+            "size": self.size,
+            "modificationTime": int(time.time() * 1000),
+            "dataChange": True,
+            "stats": self.statistics,
+        }
+        return json.dumps({"add": action})
+
+    def remove(self) -> str:
+        action = {
+            "path": self.path,
+            "deletionTimestamp": int(time.time() * 1000),
+            "dataChange": True,
+            "partitionValues": {},
+            "size": self.size,
+        }
+        return json.dumps({"remove": {**action, "extendedFileMetadata": True}})
+
+
+def statistics(metadata: pq.FileMetaData, names: Sequence[str]) -> str:
+    """Delta's file statistics from a Parquet footer, for the top-level columns ``names`` (Delta protocol, "Per-file Statistics").
+
+    Strings are cut at 32 characters; a cut maximum gets a tie-breaker so that it stays an upper bound. Columns without complete
+    statistics (NaN, nested, binary, timestamps) are left out, which is always correct: readers then do not prune by them.
+    """
+    low: dict[str, Any] = {}
+    high: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    wanted = set(names)
+    for column in range(metadata.num_columns):
+        path = metadata.schema.column(column).path
+        if path not in wanted:
+            continue
+        groups = [metadata.row_group(group).column(column).statistics for group in range(metadata.num_row_groups)]
+        if not groups or any(group is None or not group.has_null_count for group in groups):
+            continue
+        nulls[path] = sum(group.null_count for group in groups)
+        valued = [group for group in groups if group.num_values]
+        if not valued or not all(group.has_min_max for group in valued):
+            continue
+        smallest, largest = min(group.min for group in valued), max(group.max for group in valued)
+        if isinstance(smallest, str):
+            low[path] = smallest[:STRING_STATISTICS]
+            high[path] = largest if len(largest) <= STRING_STATISTICS else largest[:STRING_STATISTICS] + "\U0010ffff"
+        elif isinstance(smallest, (int, float)) and smallest == smallest and largest == largest:
+            low[path], high[path] = smallest, largest
+    return json.dumps({"numRecords": metadata.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}, ensure_ascii=True)
+
+
+def write_parquet(filesystem: pafs.FileSystem, path: str, data: pa.Table, relative: str, names: Sequence[str]) -> DataFile:
+    with filesystem.open_output_stream(path) as stream:
+        collector: list[pq.FileMetaData] = []
+        writer = pq.ParquetWriter(stream, data.schema, compression="zstd", metadata_collector=collector)
+        writer.write_table(data, row_group_size=65_536)
+        writer.close()
+    size = filesystem.get_file_info(path).size
+    return DataFile(relative, size, data.num_rows, statistics(collector[0], names[:INDEXED_COLUMNS]))
+
+
+def admitted(actions: Iterable[dict[str, Any]], column: str, values: Sequence[str]) -> list[dict[str, Any]]:
+    """The files (see `Lake.actions`) whose statistics of ``column`` admit one of the values; files without statistics are admitted."""
+
+    def admits(action: dict[str, Any]) -> bool:
+        low, high = action.get(f"min.{column}"), action.get(f"max.{column}")
+        return low is None or high is None or any(low <= value <= high for value in values)
+
+    return [action for action in actions if admits(action)]
+
+
+def locate(uri: str) -> tuple[pafs.FileSystem, str, str]:
+    """(Arrow file system, path on it, address for Spark) of a folder or URI; raises `BadRequest` for one that cannot be served."""
+    if "://" not in uri and not uri.startswith("file:"):
+        path = os.path.abspath(os.path.expanduser(uri))
+        return pafs.LocalFileSystem(), path, path
+    if uri.startswith("file:"):
+        path = os.path.abspath("/" + uri.removeprefix("file:").lstrip("/"))
+        return pafs.LocalFileSystem(), path, path
+    try:
+        filesystem, path = pafs.FileSystem.from_uri("s3://" + uri.split("://", 1)[1] if uri.startswith("s3a://") else uri)
+    except Exception as error:
+        raise BadRequest(f"{uri}: no file system for this address here ({str(error).splitlines()[0][:200]})") from None
+    return filesystem, path, uri.rstrip("/")
+
+
+def storage_options(uri: str) -> dict[str, str] | None:
+    """What deltalake needs to open the lake; credentials come from the environment, as for Arrow."""
+    return None if "://" not in uri else {}
+
+
+def batches_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Record batches of Parquet files, one row group at a time."""
+    for path in paths:
+        with filesystem.open_input_file(path) as stream:
+            yield from pq.ParquetFile(stream).iter_batches(batch_size=16_384)
