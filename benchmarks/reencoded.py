@@ -1,0 +1,69 @@
+"""Tiles that the file does not hold (another size, another resolution): our reader against the same Spark job through OpenSlide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import peer, phantoms
+from benchmarks.peer import Given, Ratio, Report
+from benchmarks.tiles import openslide_job
+
+SIDES = {"small": 30, "medium": 60, "full": 100}  # stored tiles along a side of the slide
+TARGET = 3.0
+
+
+def grids() -> dict[str, tuple[Any, int, int]]:
+    """name -> (tiling, size of the new tile, pixels of level 0 along its side)."""
+    from medspark.config import Tiling
+
+    half = phantoms.MPP_UM * 2
+    return {
+        "tiles of 224 px at level 0": (Tiling(min_tissue=0.0, tile_px=224), 224, 224),
+        f"tiles of 256 px at {half:g} µm/px (level 0 halved)": (Tiling(min_tissue=0.0, mpp_um=half), 256, 512),
+    }
+
+
+def bench(given: Given) -> Report:
+    from medspark.config import Config
+    from medspark.slides.kind import slides_kind
+
+    side = SIDES[given.size]
+    path, tiny = phantoms.slide(given.work, side, side), phantoms.slide(given.work, 8, 8)
+    report = Report(f"Re-encoded tiles: a slide of {side * 256:,} x {side * 256:,} px, local[{peer.CORES}]")
+    with peer.session(given.work) as spark:
+        for name, (tiling, tile_px, read_px) in grids().items():
+            settings = Config(tiling=tiling)
+            count = (-(-side * 256 // read_px)) ** 2
+            peer.ingest(spark, peer.fresh(given.work, "warm"), [tiny], slides_kind(), settings)
+            openslide_job(spark, tiny, tile_px, (read_px, read_px), peer.fresh(given.work, "warm"))
+
+            def ours(settings: Config = settings, count: int = count) -> tuple[float, float]:
+                summary = peer.ingest(spark, peer.fresh(given.work, "reencoded"), [path], slides_kind(), settings)
+                assert summary.written["pixels"] == count, summary.written
+                return summary.stages["explode"] + summary.stages["commit"], summary.seconds
+
+            def theirs(tile_px: int = tile_px, read_px: int = read_px) -> float:
+                return openslide_job(spark, path, tile_px, (read_px, read_px), peer.fresh(given.work, "openslide"))
+
+            results = peer.alternate({f"medspark, {name}": ours, f"OpenSlide, {name}": theirs}, given.repeat)
+            written, other = ([run[0] for run in results[f"medspark, {name}"]], results[f"OpenSlide, {name}"])
+            note = f"{count:,} tiles; ours {peer.best_and_median(written)}; OpenSlide {peer.best_and_median(other)}"
+            report.ratios.append(
+                Ratio(name, count / min(written), count / min(other), "tiles/s", min(other) / min(written), TARGET, note=note)
+            )
+    report.remarks.append("ours: stages explode and commit, decoding of every stored tile, resampling, encoding and measures included")
+    return report
+
+
+def profile(given: Given) -> None:
+    from medspark.config import Config
+    from medspark.slides.kind import slides_kind
+
+    path = phantoms.slide(given.work, 24, 24)
+    for name, (tiling, _, _) in grids().items():
+        print(f"== {name}")
+        peer.profile_explode(slides_kind(), [path], Config(tiling=tiling), given.work, "tile")
+
+
+if __name__ == "__main__":
+    peer.main("reencoded", peer.options("reencoded", __doc__, 3), bench, profile)
