@@ -63,7 +63,10 @@ def main(job: str, body: Callable[[], dict[str, Any] | tuple[dict[str, Any], int
     except KeyboardInterrupt:
         print(f"{job}: interrupted; run it again and it goes on where it stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except Exception:
+    except Exception as error:
+        if "No space left on device" in str(error):
+            print(f"{job}: a disk is full (the lake's, or Spark's local folder); free some space and run it again", file=sys.stderr)
+            raise SystemExit(BUG) from None
         logging.getLogger("medspark").exception("a bug in medspark stopped the job")
         print(f"{job}: stopped by an error in medspark (see the log); run it again and it goes on where it stopped", file=sys.stderr)
         raise SystemExit(BUG) from None

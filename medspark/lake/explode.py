@@ -81,7 +81,8 @@ class PayloadWriter:
         if self._writer is None:
             self._open()
         assert self._writer is not None
-        self._writer.write_table(pa.Table.from_batches(self._pending).combine_chunks())
+        table = pa.Table.from_batches(self._pending)
+        self._writer.write_table(table, row_group_size=table.num_rows)
         self._file_bytes += self._pending_bytes
         self._pending, self._pending_bytes = [], 0
         if self._file_bytes >= FILE_BYTES:

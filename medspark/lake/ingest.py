@@ -24,7 +24,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from medspark.config import Config
-from medspark.errors import UNCOUNTED_CODES
+from medspark.errors import UNCOUNTED_CODES, BadRequest
 from medspark.keys import Ids
 from medspark.lake import derive, link, meetings, tasks
 from medspark.lake.batch import Batch, recover_dead
@@ -49,6 +49,7 @@ WRITES = {
     "ingest_photos": ("subjects", "photos", "pixels", "labels"),
     "import_labels": ("regions", "planes", "labels"),
 }
+SPARE_BYTES = 256 << 20  # for logs, stages and whatever else writes to the disk meanwhile
 ALWAYS = ("sources", "rejected", "claims", "kpi")
 
 
@@ -140,6 +141,7 @@ class Ingest:
         if not self.request.dry_run:
             with self.summary.timed("commit"):
                 self.lake.ensure([*WRITES[self.kind.job], *ALWAYS])
+                self.lake.warm("claims")
                 recovered = recover_dead(self.lake, self._finisher())
                 if recovered:
                     log.warning("recovered batches", extra={"said": {"batches": recovered}})
@@ -172,11 +174,12 @@ class Ingest:
         """New files in batches bounded by count and bytes."""
         batch: list[Found] = []
         size = 0
+        most = min(self.settings.ingest.batch_sources, getattr(self.kind, "batch_sources", self.settings.ingest.batch_sources))
         for found in walk(folders, files, self.lake.spark):
             if ledger.knows(dataset, found):
                 self.summary.skipped += 1
                 continue
-            if batch and (len(batch) >= self.settings.ingest.batch_sources or size + found.size > self.settings.ingest.batch_bytes):
+            if batch and (len(batch) >= most or size + found.size > self.settings.ingest.batch_bytes):
                 yield batch
                 batch, size = [], 0
             batch.append(found)
@@ -198,6 +201,7 @@ class Ingest:
         if self.request.dry_run:
             self._dry(sources, plan)
             return
+        self._check_space(sum(one.size for one in found))
         batch = Batch(self.lake, self.run_id, self.kind.job, self.fingerprint, self.settings.ingest.lease_s, self._finisher())
         if self.request.retry_rejected:
             derive.forget_rejected(self.lake, sources, self.kind.job, self.fingerprint)
@@ -216,6 +220,15 @@ class Ingest:
             results = self._explode(batch, units)
         with self.summary.timed("commit"):
             self._commit(dataset, batch, sources, plan, results)
+
+    def _check_space(self, needed: int) -> None:
+        """Refuses a batch that a local disk cannot hold; stored pixels take about what the input takes."""
+        if isinstance(self.lake.filesystem, pafs.LocalFileSystem):
+            free = shutil.disk_usage(self.lake.root).free
+            if free < needed + SPARE_BYTES:
+                raise BadRequest(
+                    f"the lake's disk has {free / 1e9:.1f} GB free, the next batch needs about {(needed + SPARE_BYTES) / 1e9:.1f} GB"
+                )
 
     def _journal(self, batch_id: str, stage: str) -> tasks.Journal:
         if self.request.dry_run:  # writes nothing into the lake, not even what it has open

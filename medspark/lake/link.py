@@ -25,7 +25,7 @@ from medspark.lake.batch import Batch
 from medspark.lake.derive import drop_where
 from medspark.lake.explode import StageWriter, TaskResult
 from medspark.lake.files import PRIVATE, admitted, batches_of, locate
-from medspark.lake.meetings import JOB, TRUTH, Meeting, all_refs, linked, meetings_of, orphans, sources_of
+from medspark.lake.meetings import JOB, TRUTH, Meeting, linked, meetings_of, orphans, refs_where
 from medspark.lake.pixels import PixelReader
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
@@ -41,11 +41,7 @@ SLICE_COLUMNS = [column.name for column in TABLES["slices"].columns if column.na
 def link(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str) -> dict[str, int]:
     """Works every meeting that a closed batch brought about; idempotent. Returns rows written by table."""
     settle(lake, batch_id)
-    refs = all_refs(lake)
-    if not refs:
-        return {}
-    own = sources_of(lake, batch_id)
-    meetings = meetings_of(lake, refs, None if own else batch_id, own)
+    meetings = meetings_of(lake, batch_id)
     if not meetings:
         return {}
     return _work(lake, ids, settings, run_id, meetings)
@@ -190,13 +186,9 @@ def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequenc
     left = batch.claim(names, {}, done=done)
     if not left:
         return {}
-    rows = lake.read("sources", ["source_id", "uri", "dataset", "size_bytes", "sha256", "modified_at", "job"])
-    rows = rows.filter(
-        pc.and_(
-            pc.equal(rows.column("job"), "import_labels"),
-            pc.is_in(rows.column("source_id"), pa.array(sorted({names[n].source_id for n in left}))),
-        )
-    )
+    annotations = pa.array(sorted({names[name].source_id for name in left}), pa.string())
+    where = (pc.field("job") == "import_labels") & pc.field("source_id").isin(annotations)
+    rows = lake.read("sources", ["source_id", "uri", "dataset", "size_bytes", "sha256", "modified_at"], where)
     about = {row["source_id"]: row for row in rows.to_pylist()}
     items = []
     for name in left:
@@ -335,7 +327,7 @@ def settle(lake: Lake, batch_id: str) -> None:
     waiting = set(lake.read("sources", ["source_id"], where).column(0).to_pylist())
     if not waiting:
         return
-    there = waiting - orphans(lake, [ref for ref in all_refs(lake) if ref.source_id in waiting])
+    there = waiting - orphans(lake, refs_where(lake, pc.field("source_id").isin(pa.array(sorted(waiting), pa.string()))))
     if not there:
         return
     mine = pc.field("source_id").isin(pa.array(sorted(there), pa.string()))

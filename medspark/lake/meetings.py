@@ -24,6 +24,12 @@ class Ref:
     ref_image: str
     ref_dataset: str | None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """(kind, what it names); an instance without its frame."""
+        kind, _, rest = self.ref_image.partition(":")
+        return kind, rest.split("#", 1)[0] if kind == "sop" else rest
+
 
 @dataclass(frozen=True)
 class Meeting:
@@ -50,7 +56,7 @@ class Meeting:
 def orphans(lake: Lake, refs: Iterable[Ref]) -> set[str]:
     """Annotation files of which at least one reference finds no image in the lake."""
     refs = list(refs)
-    images = Images(lake, refs, None)
+    images = Images.answering(lake, refs)
     return {ref.source_id for ref in refs if not images.parents(ref)}
 
 
@@ -60,48 +66,67 @@ def refs_in(rows: pa.Table) -> set[Ref]:
     return {Ref(*values) for values in zip(*columns, strict=True)}
 
 
-def all_refs(lake: Lake) -> set[Ref]:
-    """Every reference of every annotation in the lake."""
+def refs_where(lake: Lake, where: pc.Expression, named: Mapping[str, Iterable[str]] | None = None) -> set[Ref]:
+    """Distinct references of annotations in the lake, read piece by piece.
+
+    named : kind -> keys; only references that one of them answers (a lake's annotations may outgrow memory, a batch's images do not)
+    """
+    wanted = None
+    if named is not None:
+        wanted = pa.array(sorted({f"{kind}:{key}" for kind, keys in named.items() for key in keys}), pa.string())
     found: set[Ref] = set()
     for table in TRUTH:
-        if lake.exists(table):
-            found |= refs_in(lake.read(table, ["source_id", "ref_image", "ref_dataset"]))
-    return found
-
-
-def sources_of(lake: Lake, batch_id: str) -> set[str]:
-    """Annotation files that a batch brought."""
-    found: set[str] = set()
-    for table in TRUTH:
-        if lake.exists(table):
-            found |= set(lake.read(table, ["source_id"], pc.field("batch_id") == batch_id).column(0).to_pylist())
+        for piece in lake.scan(table, ["source_id", "ref_image", "ref_dataset"], where):
+            if wanted is not None:
+                said = pc.replace_substring_regex(piece.column("ref_image"), r"^(sop:[^#]*)#.*$", r"\1")
+                piece = piece.filter(pc.is_in(said, value_set=wanted))
+            if piece.num_rows:
+                found |= refs_in(pa.Table.from_batches([piece]).group_by(piece.schema.names).aggregate([]))
     return found
 
 
 class Images:
     """Images of the lake (or of one batch) by what references may call them."""
 
-    def __init__(self, lake: Lake, refs: Iterable[Ref], batch_id: str | None) -> None:
-        self.lake, self.batch_id = lake, batch_id
+    def __init__(self, lake: Lake) -> None:
+        self.lake = lake
         self.by: dict[str, dict[str, set[tuple[str, ...]]]] = {}
-        wanted: dict[str, set[str]] = {}
+
+    @classmethod
+    def answering(cls, lake: Lake, refs: Iterable[Ref]) -> Images:
+        """Those of the whole lake that one of the references may mean."""
+        images, wanted = cls(lake), {}  # type: Images, dict[str, set[str]]
         for ref in refs:
-            kind, _, rest = ref.ref_image.partition(":")
-            wanted.setdefault(kind, set()).add(rest.split("#", 1)[0] if kind == "sop" else rest)
-        self._slides(wanted)
-        self._series(wanted)
+            kind, key = ref.key
+            wanted.setdefault(kind, set()).add(key)
+        if wanted.keys() & {"name", "path", "image", "sop"}:
+            images._slides(None)
+        where = images._admits(wanted)
+        if where is not None:
+            images._slices(where)
+        return images
+
+    @classmethod
+    def of_batch(cls, lake: Lake, batch_id: str) -> Images:
+        """Those that a batch brought."""
+        images = cls(lake)
+        mine = pc.field("batch_id") == batch_id
+        images._slides(mine)
+        images._slices(mine)
+        return images
 
     def _put(self, kind: str, key: str | None, parent: tuple[str, ...]) -> None:
         if key:
             self.by.setdefault(kind, {}).setdefault(key, set()).add(parent)
 
-    def _slides(self, wanted: Mapping[str, set[str]]) -> None:
-        if not self.lake.exists("slides") or not wanted.keys() & {"name", "path", "folder", "image", "sop"}:
-            return
+    def _slides(self, where: pc.Expression | None) -> None:
         columns = ["slide_id", "dataset", "file_token", "folder_token", "level_instance_ids"]
-        slides = {row["slide_id"]: row for row in self.lake.read("slides", columns).to_pylist()}
-        where = None if self.batch_id is None else pc.field("batch_id") == self.batch_id
-        for grid in self.lake.read("grids", ["grid_id", "slide_id"], where).to_pylist():
+        grids = self.lake.read("grids", ["grid_id", "slide_id"], where).to_pylist() if self.lake.exists("grids") else []
+        if not grids:
+            return
+        ids = pa.array(sorted({grid["slide_id"] for grid in grids}), pa.string())
+        slides = {row["slide_id"]: row for row in self.lake.read("slides", columns, pc.field("slide_id").isin(ids)).to_pylist()}
+        for grid in grids:
             slide = slides.get(grid["slide_id"])
             if slide is None:
                 continue
@@ -112,34 +137,39 @@ class Images:
             for instance in slide["level_instance_ids"] or ():
                 self._put("sop", instance, parent)
 
-    def _series(self, wanted: Mapping[str, set[str]]) -> None:
+    def _admits(self, wanted: Mapping[str, set[str]]) -> pc.Expression | None:
+        """Condition on ``slices`` that the references put; None where none can name a slice."""
+        columns = {"sop": ["sop_instance_id"], "name": ["file_token"], "folder": ["folder_token"], "image": ["series_id", "image_id"]}
+        keys = {kind: set(listed) for kind, listed in wanted.items() if kind in columns}
+        keys.setdefault("name", set()).update(path.split("/")[-1] for path in wanted.get("path", ()))
+        conditions = [
+            pc.field(column).isin(pa.array(sorted(listed), pa.string()))
+            for kind, listed in keys.items()
+            if listed
+            for column in columns[kind]
+        ]
+        if wanted.get("plane"):
+            frames = pc.field("frame_of_reference_id").isin(pa.array(sorted(wanted["plane"]), pa.string()))
+            series = self.lake.read("series", ["series_id"], frames) if self.lake.exists("series") else None
+            if series is not None and series.num_rows:
+                conditions.append(pc.field("series_id").isin(series.column(0).combine_chunks()))
+        where = None
+        for condition in conditions:
+            where = condition if where is None else where | condition
+        return where
+
+    def _slices(self, where: pc.Expression) -> None:
         if not self.lake.exists("slices"):
             return
-        fields = {"sop": "sop_instance_id", "name": "file_token", "folder": "folder_token"}
-        conditions = [
-            pc.field(column).isin(pa.array(sorted(wanted[kind]), pa.string())) for kind, column in fields.items() if wanted.get(kind)
-        ]
-        if wanted.get("path"):
-            conditions.append(pc.field("file_token").isin(pa.array(sorted({path.split("/")[-1] for path in wanted["path"]}), pa.string())))
-        if wanted.get("image"):
-            names = pa.array(sorted(wanted["image"]), pa.string())
-            conditions += [pc.field("series_id").isin(names), pc.field("image_id").isin(names)]
-        if wanted.get("plane"):
-            frames = pa.array(sorted(wanted["plane"]), pa.string())
-            series = self.lake.read("series", ["series_id", "frame_of_reference_id"], pc.field("frame_of_reference_id").isin(frames))
-            self.frames = dict(zip(series.column(0).to_pylist(), series.column(1).to_pylist(), strict=True))
-            conditions.append(pc.field("series_id").isin(series.column(0).combine_chunks()))
-        else:
-            self.frames = {}
-        if not conditions:
-            return
-        where = conditions[0]
-        for condition in conditions[1:]:
-            where = where | condition
-        if self.batch_id is not None:
-            where = where & (pc.field("batch_id") == self.batch_id)
         columns = ["dataset", "series_instance_id", "batch_id", "series_id", "image_id", "sop_instance_id", "file_token", "folder_token"]
-        for row in self.lake.read("slices", columns, where).to_pylist():
+        rows = self.lake.read("slices", columns, where)
+        if not rows.num_rows:
+            return
+        series = self.lake.read(
+            "series", ["series_id", "frame_of_reference_id"], pc.field("series_id").isin(rows.column("series_id").unique())
+        )
+        frames = dict(zip(series.column(0).to_pylist(), series.column(1).to_pylist(), strict=True))
+        for row in rows.to_pylist():
             parent = ("series", row["dataset"], row["series_instance_id"], row["batch_id"])
             self._put("sop", row["sop_instance_id"], parent)
             self._put("name", row["file_token"], parent)
@@ -147,20 +177,26 @@ class Images:
             self._put("path", f"{row['folder_token']}/{row['file_token']}", parent)
             self._put("image", row["series_id"], parent)
             self._put("image", row["image_id"], parent)
-            self._put("plane", self.frames.get(row["series_id"]), parent)
+            self._put("plane", frames.get(row["series_id"]), parent)
 
     def parents(self, ref: Ref) -> set[tuple[str, ...]]:
-        kind, _, rest = ref.ref_image.partition(":")
-        found = self.by.get(kind, {}).get(rest.split("#", 1)[0] if kind == "sop" else rest, set())
+        kind, key = ref.key
+        found = self.by.get(kind, {}).get(key, set())
         return {parent for parent in found if ref.ref_dataset is None or parent[1] == ref.ref_dataset}
 
 
-def meetings_of(lake: Lake, refs: set[Ref], batch_id: str | None, own: set[str]) -> list[Meeting]:
-    """What is to be worked: meetings of a batch of images with all annotations, or of the files ``own`` with all images."""
-    mine = [ref for ref in refs if not own or ref.source_id in own]
-    images = Images(lake, mine, batch_id)
+def meetings_of(lake: Lake, batch_id: str) -> list[Meeting]:
+    """What a batch brought about and is not worked yet: its annotations with all images, or its images with all annotations."""
+    if not any(lake.exists(table) for table in TRUTH):
+        return []
+    mine = refs_where(lake, pc.field("batch_id") == batch_id)
+    if mine:
+        images = Images.answering(lake, mine)
+    else:
+        images = Images.of_batch(lake, batch_id)
+        mine = refs_where(lake, pc.scalar(True), images.by) if images.by else set()
     found: dict[tuple[str, str], Meeting] = {}
-    for ref in mine:
+    for ref in sorted(mine, key=lambda ref: (ref.source_id, ref.ref_image)):
         for parent in images.parents(ref):
             if parent[0] == "slide":
                 meeting = Meeting(ref.source_id, slide_id=parent[2], grid_id=parent[3])
@@ -170,6 +206,8 @@ def meetings_of(lake: Lake, refs: set[Ref], batch_id: str | None, own: set[str])
             key = (meeting.source_id, meeting.unit)
             before = found[key].refs if key in found else ()
             found[key] = dataclasses.replace(meeting, refs=(*before, ref.ref_image))
+    if not found:
+        return []
     done = linked(lake)
     return [meeting for key, meeting in sorted(found.items()) if key not in done]
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from medspark.errors import BadRequest
 from medspark.lake.batch import gone, open_batches
@@ -49,10 +53,19 @@ def status(uri: str) -> Status:
         )
     statuses: Counter[str] = Counter()
     if "sources" in tables:
-        rows = lake.read("sources", ["job", "status"])
-        statuses.update(f"{job}: {state}" for job, state in zip(rows.column(0).to_pylist(), rows.column(1).to_pylist(), strict=True))
-    codes = Counter(lake.read("rejected", ["code"]).column(0).to_pylist()) if "rejected" in tables else Counter()
+        for row in _counts(lake, "sources", ["job", "status"]):
+            statuses[f"{row['job']}: {row['status']}"] += row["n"]
+    codes: Counter[str] = Counter()
+    for row in _counts(lake, "rejected", ["code"]) if "rejected" in tables else ():
+        codes[row["code"]] += row["n"]
     return Status(lake.uri, tables, batches, dict(sorted(statuses.items())), dict(codes.most_common()))
+
+
+def _counts(lake: Lake, table: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows by value of the columns, piece by piece (a ledger may have 21 million rows)."""
+    for piece in lake.scan(table, columns, pc.scalar(True)):
+        counted = pa.Table.from_batches([piece]).group_by(columns).aggregate([([], "count_all")])
+        yield from counted.rename_columns([*columns, "n"] if counted.column_names[-1] == "count_all" else ["n", *columns]).to_pylist()
 
 
 def render(found: Status) -> str:

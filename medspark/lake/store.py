@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,14 @@ class Lake:
         )
         return dataset.to_table(columns=list(columns), filter=where)
 
+    def scan(self, table: str, columns: Sequence[str], where: pc.Expression) -> Iterator[pa.RecordBatch]:
+        """The same, batch by batch: for tables that may outgrow memory."""
+        paths = self.files(table) if self.exists(table) else []
+        if paths:
+            schema = pa.schema([field.with_nullable(True) for field in TABLES[table].arrow()])
+            dataset = pads.dataset(paths, schema=schema, format="parquet", filesystem=self.filesystem)
+            yield from dataset.to_batches(columns=list(columns), filter=where)
+
     def frame(self, table: str) -> DataFrame:
         return self.spark.read.format("delta").load(self.path(table))
 
@@ -187,6 +195,11 @@ class Lake:
             with self._lock:
                 self.versions[table] = max(version, self.versions.get(table, -1))
         return version
+
+    def warm(self, table: str) -> None:
+        """Opens a table in the JVM, on a thread of its own: Delta's classes load (a second) while the scan's tasks work."""
+        log = self.spark._jvm.org.apache.spark.sql.delta.DeltaLog
+        threading.Thread(target=lambda: log.forTable(self.spark._jsparkSession, self.path(table)).startTransaction(), daemon=True).start()
 
     def committed(self, table: str, app: str, version: int | None = None) -> bool:
         """Whether a transaction with this application id is in the table's log."""

@@ -30,6 +30,8 @@ class SlidesKind:
     job: str = "tile_slides"
     source_kind: str = "slide"
     sections: tuple[str, ...] = ("tiling", "deid")
+    batch_sources: int = 256
+    """Slides planned at once: each brings its thumbnail (some 100 KB) to the driver."""
 
     def scan(self, path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
         return header.scan(path, uri, ids, settings, self.tissue)

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from medspark.tables.catalog import TABLES
+
+MAX_BINARY = (1 << 31) - 1  # 32-bit offsets
 
 Stage = str  # "scan" | "plan" | "explode" | "link": where in the engine a source failed
 
@@ -47,7 +50,12 @@ class Rows:
                 array = pa.array([run_id if field.name == "run_id" else batch_id] * count, field.type)
             elif field.name in self.columns:
                 values = self.columns[field.name]
-                array = values if isinstance(values, pa.Array) else pa.array(values, field.type, from_pandas=False)
+                if isinstance(values, pa.Array):
+                    array = values
+                elif pa.types.is_binary(field.type):
+                    array = binary_array(values)
+                else:
+                    array = pa.array(values, field.type, from_pandas=False)
                 if array.type != field.type:
                     array = array.cast(field.type)
             else:
@@ -56,6 +64,18 @@ class Rows:
                 raise ValueError(f"{self.table}.{field.name} is null in {array.null_count} of {count} rows")
             arrays.append(array)
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def binary_array(values: Sequence[bytes | None]) -> pa.Array:
+    """An Arrow binary array by one join: a tenth of what ``pa.array`` costs on payloads (it grows its buffer blob by blob)."""
+    if any(value is None for value in values):
+        return pa.array(values, pa.binary())
+    offsets = np.zeros(len(values) + 1, np.int64)
+    np.cumsum([len(value) for value in values if value is not None], out=offsets[1:])
+    if offsets[-1] >= MAX_BINARY:
+        raise ValueError(f"{offsets[-1]} bytes in one batch of a binary column; Arrow's limit is {MAX_BINARY}")
+    data = b"".join(value for value in values if value is not None)
+    return pa.Array.from_buffers(pa.binary(), len(values), [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)])
 
 
 @dataclass(frozen=True)
