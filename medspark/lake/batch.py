@@ -10,6 +10,7 @@ transaction id, so that a late append of a process that was only slow is dropped
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -178,6 +179,15 @@ class Batch:
         if self.lake.transact("sources", [file] if file else [], app(self.batch_id), self.metadata) is None:
             raise Fenced(self.batch_id)
         self._replace("closed")
+
+    def abandon(self) -> None:
+        """Gives the batch up after an error in this process, as another job would if the process had died."""
+        self._stop.set()
+        with contextlib.suppress(Exception):  # whatever fails here is left to the next job's recovery
+            if not _closed(self.lake, self.batch_id):
+                fence(self.lake, self.batch_id)
+                roll_back(self.lake, self.batch_id)
+                _drop(self.lake, "claims", self.batch_id)
 
     def release(self) -> None:
         self._stop.set()

@@ -45,14 +45,15 @@ def with_known(lake: Lake, job: str, units: Sequence[Unit]) -> list[Unit]:
     """Units of series get the ids and hashes of the images that the lake already has of their series: ``work["known"]``."""
     if job != "explode_series":
         return list(units)
-    known: dict[str, str] = {}
+    known: dict[str, dict[str, str]] = {}
     instances = {unit.parent_id for unit in units}
-    slices = existing_slices(lake, instances, ["image_id", "pixel_hash", "series_instance_id", "dataset"])
-    for image_id, pixel_hash in zip(slices.column("image_id").to_pylist(), slices.column("pixel_hash").to_pylist(), strict=True):
-        known[image_id] = pixel_hash
-    if not known:
-        return list(units)
-    return [dataclasses.replace(unit, work={**(unit.work or {}), "known": known}) for unit in units]
+    slices = existing_slices(lake, instances, ["image_id", "pixel_hash", "series_instance_id"])
+    for row in slices.to_pylist():
+        known.setdefault(row["series_instance_id"], {})[row["image_id"]] = row["pixel_hash"]
+    return [
+        dataclasses.replace(unit, work={**(unit.work or {}), "known": known[unit.parent_id]}) if unit.parent_id in known else unit
+        for unit in units
+    ]
 
 
 def existing_slices(lake: Lake, instances: Iterable[str], columns: Sequence[str]) -> pa.Table:

@@ -214,12 +214,16 @@ class Ingest:
             sources = {source: one for source, one in sources.items() if source in left}
             with self.summary.timed("plan"):
                 plan = self.kind.plan(self._files(dataset, sources), self.ids, self.settings)
-        with self.summary.timed("plan"):
-            units = derive.with_known(self.lake, self.kind.job, plan.units)
-        with self.summary.timed("explode"):
-            results = self._explode(batch, units)
-        with self.summary.timed("commit"):
-            self._commit(dataset, batch, sources, plan, results)
+        try:
+            with self.summary.timed("plan"):
+                units = derive.with_known(self.lake, self.kind.job, plan.units)
+            with self.summary.timed("explode"):
+                results = self._explode(batch, units)
+            with self.summary.timed("commit"):
+                self._commit(dataset, batch, sources, plan, results)
+        except BaseException:
+            batch.abandon()
+            raise
 
     def _check_space(self, needed: int) -> None:
         """Refuses a batch that a local disk cannot hold; stored pixels take about what the input takes."""

@@ -14,7 +14,7 @@ import pytest
 from medspark import config
 from medspark.errors import BadRequest
 from medspark.keys import Ids
-from medspark.lake import card
+from medspark.lake import card, ingest
 from medspark.lake.status import status
 from medspark.series.kind import SeriesKind
 from medspark.tables.rows import Rejection, Rows
@@ -149,3 +149,34 @@ def test_dry_run_writes_nothing(spark: Any, tmp_path: Path) -> None:
     summary = harness.run(spark, tmp_path / "lake", [folder], dry_run=True)
     assert summary.extra["plan"]["images"] == 2
     assert not [path for path in tmp_path.glob("lake/*/_delta_log")]
+
+
+def test_an_error_in_the_engine_leaves_nothing_behind(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, say: the batch is given up at once, in the same process, and the next run is as if it had never been."""
+    folder, lake = phantoms.write_series(tmp_path / "ct", [0, 2]), tmp_path / "lake"
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("medspark.lake.batch.Batch.close", full)
+        harness.run(spark, lake, [folder])
+    assert harness.rows(lake, "slices") == harness.rows(lake, "claims") == harness.rows(lake, "pixels") == []
+    assert harness.run(spark, lake, [folder]).written["slices"] == 2
+    harness.keys_unique(lake)
+
+
+def test_a_disk_too_small_is_refused_before_the_batch(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, lake = phantoms.write_series(tmp_path / "ct", [0, 2]), tmp_path / "lake"
+    monkeypatch.setattr(ingest, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(BadRequest, match="GB free"):
+        harness.run(spark, lake, [folder])
+    assert harness.rows(lake, "claims") == []
+
+
+def test_a_newer_lake_is_refused(spark: Any, tmp_path: Path) -> None:
+    folder, lake = phantoms.write_series(tmp_path / "ct", [0, 2]), tmp_path / "lake"
+    harness.run(spark, lake, [folder])
+    spark.sql(f"ALTER TABLE delta.`{lake}/sources` SET TBLPROPERTIES ('medspark.schema' = '2.0')")
+    with pytest.raises(BadRequest, match="newer medspark"):
+        harness.run(spark, lake, [folder])
