@@ -8,7 +8,8 @@ its neighbours are kept.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 
 FLUSH_BYTES = 32 << 20  # payload per Rows: eight row groups of 4 MB
 BLOCK_HEIGHT_PX = 1024  # tile rows decoded together: of the file's tiles that a block cuts, few are decoded twice
+SUM_ROWS = 257  # rows of bytes whose sum a uint16 holds: 257 x 255 = 65,535
 MAX_SINGLE = 100  # tiles of one band that are rejected one by one; a slide broken throughout is said in fewer rows
 NONE, PASSED, MADE, FAILED = range(4)
 PIXEL_SOURCE = np.array(["none", "passthrough", "reencoded", "failed"], object)
+Measures = tuple[list[float], float | None]
 COLUMNS = ("tile_row", "tile_col", "x_l0", "y_l0", "width_l0", "height_l0", "width_px", "height_px", "valid_width_px", "valid_height_px")
 
 
@@ -92,7 +95,7 @@ class _Work:
         count = len(tiles["t_x"])
         self.payload: list[bytes | None] = [None] * count
         self.origin = np.zeros(count, np.int8)
-        self.measures: dict[int, tuple[list[float], float | None]] = {}
+        self.measures: dict[int, Measures] = {}
         self.params: dict[int, list[tuple[str, str]]] = {}
         self.failures: list[tuple[int, Rejected]] = []
         level = self.level
@@ -177,13 +180,20 @@ class _Work:
                 for place in places:
                     self._make_places([place])
             return
-        quality = {"quality": str(self.tiling.jpeg_quality)}
-        for place in places:
-            top, left = int(tiles["t_y"][place]) - y0, int(tiles["t_x"][place]) - x0
-            array = np.ascontiguousarray(block[top : top + int(tiles["height_px"][place]), left : left + int(tiles["width_px"][place])])
+        for t_y, found in groupby(places, lambda place: int(tiles["t_y"][place])):
+            self._encode_row(block[t_y - y0 :], x0, list(found))
+
+    def _encode_row(self, strip: np.ndarray, x0: int, places: list[int]) -> None:
+        """Tiles of one tile row, whose pixels begin with ``strip`` at column ``x0`` of the grid's plane."""
+        tiles, quality = self.tiles, {"quality": str(self.tiling.jpeg_quality)}
+        lefts = tiles["t_x"][places] - x0
+        rights = lefts + tiles["valid_width_px"][places]
+        spans = list(zip(lefts.tolist(), rights.tolist(), strict=True))
+        self.measures.update(zip(places, measure_row(strip[: tiles["valid_height_px"][places[0]]], spans), strict=True))
+        for place, left in zip(places, lefts.tolist(), strict=True):
+            array = np.ascontiguousarray(strip[: tiles["height_px"][place], left : left + tiles["width_px"][place]])
             self.payload[place] = encode(array, self.tiling.codec, quality)
             self.origin[place] = MADE
-            self.measures[place] = measure(array[: tiles["valid_height_px"][place], : tiles["valid_width_px"][place]])
 
     def _fail(self, place: int, rejected: Rejected) -> None:
         self.payload[place], self.origin[place] = None, FAILED
@@ -259,22 +269,39 @@ def runs(places: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
-def measure(array: np.ndarray) -> tuple[list[float], float | None]:
-    """Mean colour (0 to 255) and sharpness of a (rows, cols, 3) uint8 tile.
+def measure(array: np.ndarray) -> Measures:
+    """`measure_row` of one (rows, cols, 3) uint8 tile."""
+    return measure_row(array, [(0, array.shape[1])])[0]
 
+
+def measure_row(strip: np.ndarray, spans: Sequence[tuple[int, int]]) -> list[Measures]:
+    """Mean colour (0 to 255) and sharpness of tiles side by side in a (rows, cols, 3) uint8 strip; luminance and sums are made once for all.
+
+    spans : (first, last + 1) column of each tile, from left to right; they may overlap
     Sharpness is the variance of the 4-neighbour Laplacian of the luminance (Pech-Pacheco 2000, doi 10.1109/ICPR.2000.903548); None below 3 x 3.
     """
     from PIL import Image
 
-    rows, cols = array.shape[:2]
-    array = np.ascontiguousarray(array)
-    mean = (array.reshape(rows, cols * 3).sum(axis=0, dtype=np.uint32).reshape(cols, 3).sum(axis=0) / (rows * cols)).tolist()
-    if min(rows, cols) < 3:
-        return mean, None
-    y = np.asarray(Image.fromarray(array).convert("L")).astype(np.int16)  # ITU-R 601 luma
-    laplacian = y[1:-1, 1:-1] * np.int16(-4)
-    for neighbour in (y[:-2, 1:-1], y[2:, 1:-1], y[1:-1, :-2], y[1:-1, 2:]):
-        laplacian += neighbour
-    values = laplacian.astype(np.float32).ravel()
-    average = float(values.sum()) / values.size
-    return mean, max(0.0, float(values @ values) / values.size - average * average)
+    start = spans[0][0]
+    strip = np.ascontiguousarray(strip[:, start : spans[-1][1]])
+    rows, cols = strip.shape[:2]
+    lines = strip.reshape(rows, cols * 3)
+    parts = [lines[top : top + SUM_ROWS].sum(axis=0, dtype=np.uint16) for top in range(0, rows, SUM_ROWS)]
+    sums = np.sum(parts, axis=0, dtype=np.uint32).reshape(cols, 3)
+    y = np.asarray(Image.fromarray(strip).convert("L")).astype(np.int16).ravel()  # ITU-R 601 luma
+    if rows > 2:  # as one line, whose neighbours are whole rows away: first and last column of the result mean nothing
+        laplacian = y[cols:-cols] * np.int16(-4)
+        for neighbour in (y[: -2 * cols], y[2 * cols :], y[cols - 1 : -cols - 1], y[cols + 1 : rows * cols - cols + 1]):
+            laplacian += neighbour
+        laplacian = laplacian.reshape(rows - 2, cols)
+    result: list[Measures] = []
+    for first, last in spans:
+        left, right = first - start, last - start
+        mean = (sums[left:right].sum(axis=0) / (rows * (right - left))).tolist()
+        sharpness = None
+        if min(rows, right - left) > 2:
+            values = laplacian[:, left + 1 : right - 1].astype(np.float32).ravel()
+            average = float(values.sum()) / values.size
+            sharpness = max(0.0, float(values @ values) / values.size - average * average)
+        result.append((mean, sharpness))
+    return result

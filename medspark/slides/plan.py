@@ -25,8 +25,8 @@ from medspark.tables.verdicts import usable
 from medspark.tables.work import Plan, SourceFile, Unit
 
 PASS_TILES_S = 60_000.0  # tiles a second on one core: copied with their tables spliced in
-MAKE_TILES_S = 1_500.0  # decoded and encoded again
-BAND_S = 0.5  # a band's work: seconds, so that a lost task costs little and cores are evenly filled
+MADE_PX_S, READ_PX_S = 6e-9, 4e-9  # seconds of one core per pixel of a tile made anew, and per pixel that is read for it
+BAND_S = 0.4  # a band's work: seconds, so that a lost task costs little and cores are evenly filled
 BAND_TILES = 8_000  # at most, whatever they cost
 
 
@@ -211,6 +211,12 @@ def _pick_thumbnail(group: Sequence[SourceFile], l0_size: tuple[int, int], mpp_u
     return min((source.header for source in group), key=lambda header: round(abs(math.log(header["tissue_cols"] / cols)), 2))
 
 
+def _make_s(grid: Grid) -> float:
+    """Seconds that one tile takes to be read, brought to its resolution, measured and encoded."""
+    factor = grid.frames.t_in_l
+    return grid.tile_width_px * grid.tile_height_px * (MADE_PX_S + READ_PX_S * factor[0] * factor[1])
+
+
 def _bands(
     slide: Mapping[str, Any], group: Sequence[SourceFile], ids: Ids, settings: Config, fingerprint: str
 ) -> tuple[dict[str, Any], list[Unit]]:
@@ -223,8 +229,9 @@ def _bands(
         raise Rejected("NO_IMAGE", "the slide is smaller than one tile and tiling.edge is drop")
     grid_id = ids.grid(slide["slide_id"], fingerprint)
     through = copies_tiles(settings.tiling, grid, shapes[grid.level], levels[grid.level]["compression"])
-    tiles_s = PASS_TILES_S if through and not settings.tiling.measure else MAKE_TILES_S
-    rows_per_band = max(1, round(min(BAND_TILES, BAND_S * tiles_s) / grid.n_cols))
+    tile_s = 1 / PASS_TILES_S if through and not settings.tiling.measure else _make_s(grid)
+    n_bands = math.ceil(grid.n_tiles / max(1.0, min(BAND_TILES, BAND_S / tile_s)))
+    rows_per_band = math.ceil(grid.n_rows / n_bands)  # as even as they come: the last one keeps no core waiting
     header = group[0].header
     mask = masks.unpack(slide["tissue_mask"], slide["tissue_rows"], slide["tissue_cols"])
     area = tissue.Area.of(mask, (grid.l0_width, grid.l0_height))
@@ -250,7 +257,7 @@ def _bands(
             optical_path=str(header["optical_path"] or ""),
         )
         n_stored += stored
-        units.append(Unit(slide["slide_id"], sources, 0.05 + stored / tiles_s, (row1 - row0) * grid.n_cols, band))
+        units.append(Unit(slide["slide_id"], sources, 0.05 + stored * tile_s, (row1 - row0) * grid.n_cols, band))
     frames = grid.frames
     row = {
         "grid_id": grid_id,

@@ -20,6 +20,7 @@ from medspark.slides.slide import WHITE, Level, checked_region
 
 RUN_BYTES = 8 << 20  # neighbouring tiles are read in one go up to this size
 GAP_BYTES = 4 << 10  # ... across gaps as small as this (padding, item headers)
+KEPT_RIGHT = 16  # tiles cut by a region's right edge; regions are some 1,000 px high
 TILE_SLACK_BYTES = 1 << 16  # a compressed tile is at most its pixels' size and this: more is not a tile
 
 
@@ -108,9 +109,10 @@ class StoredSlide:
         it, table = checked_region(self, level, width, height, self.max_pixels), self.tables[level]
         assert it.tile_width_px and it.tile_height_px
         tile_w, tile_h = it.tile_width_px, it.tile_height_px
-        out = np.full((height, width, 3), WHITE, np.uint8)
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, it.width_px), min(y + height, it.height_px)
+        covered = (x0, y0, x1, y1) == (x, y, x + width, y + height)
+        out = np.empty((height, width, 3), np.uint8) if covered else np.full((height, width, 3), WHITE, np.uint8)
         if x0 >= x1 or y0 >= y1:
             return out
         for row in range(y0 // tile_h, -(-y1 // tile_h)):
@@ -118,17 +120,21 @@ class StoredSlide:
             for col in range(x0 // tile_w, -(-x1 // tile_w)):
                 left, right = col * tile_w, min((col + 1) * tile_w, it.width_px)
                 a, b, c, d = max(y0, top), min(y1, bottom), max(x0, left), min(x1, right)
-                whole = (a, b, c, d) == (top, bottom, left, right)
-                tile = self._tile(level, row * table.grid_cols + col, whole)
+                tile = self._tile(level, row * table.grid_cols + col, keep=b < bottom or d < right)
                 if tile is None:
                     if self.borrow_missing and level > 0:
                         out[a - y : b - y, c - x : d - x] = self._borrowed(level, a, b, c, d)
+                    else:
+                        out[a - y : b - y, c - x : d - x] = WHITE
                     continue
                 out[a - y : b - y, c - x : d - x] = tile[a - top : b - top, c - left : d - left]
         return out
 
-    def _tile(self, level: int, place: int, whole: bool) -> np.ndarray | None:
-        """The decoded tile, None for a sparse one. Tiles needed only in part are kept for the next region, up to one row of the level."""
+    def _tile(self, level: int, place: int, keep: bool) -> np.ndarray | None:
+        """The decoded tile, None for a sparse one. Tiles of which the next region, to the right or below, will need the rest are kept.
+
+        They are those below one row of regions, at most a row of the level, and those at the right of one region.
+        """
         kept = self._kept.pop((level, place), None)
         if kept is None:
             table = self.tables[level]
@@ -140,9 +146,9 @@ class StoredSlide:
             except ValueError as error:
                 row, col = divmod(place, table.grid_cols)
                 raise Rejected("SLIDE_UNREADABLE", f"tile ({row}, {col}) of level {level} does not decode: {error}") from None
-        if not whole:
+        if keep:
             self._kept[level, place] = kept
-            while len(self._kept) > self.tables[level].grid_cols + 1:
+            while len(self._kept) > self.tables[level].grid_cols + KEPT_RIGHT:
                 self._kept.popitem(last=False)
         return kept
 

@@ -163,6 +163,21 @@ def test_scaled_reads_fit_together_without_seams(factor):
     assert (outside == 255).all()
 
 
+@pytest.mark.parametrize("factor", [(2.0, 2.0), (3.0, 2.0), (2.0, 2.00001)])
+def test_whole_factors_are_means_of_pixels_whatever_is_read_at_once(factor):
+    image, _ = stained(901, 707)
+    slide = ArraySlide([image], tile_px=(64, 48))
+    width, height = -(-901 // round(factor[0])), -(-707 // 2)
+    whole = read_scaled(slide, 0, factor, 0, 0, width, height)
+    blocks = image[:706, : (width - 1) * round(factor[0])].reshape(353, 2, width - 1, round(factor[0]), 3).mean(axis=(1, 3))
+    assert np.abs(whole[:353, : width - 1] - blocks).max() <= 0.51
+    assert np.abs(whole[353, 0] - image[706, : round(factor[0])].mean(axis=0)).max() <= 0.51  # half a pixel of slide: what is there
+    for limit in (1 << 8, 1 << 13, 1 << 16):
+        assert np.array_equal(read_scaled(slide, 0, factor, 0, 0, width, height, limit), whole)
+    part = read_scaled(slide, 0, factor, -3, height - 20, 60, 30)
+    assert np.array_equal(part[:20, 3:], whole[height - 20 :, :57]) and (part[20:] == 255).all() and (part[:, :3] == 255).all()
+
+
 def test_scaled_reads_keep_their_place():
     x = np.linspace(0, 250, 1000)
     ramp = np.repeat(np.broadcast_to(x[None, :, None], (400, 1000, 3)), 1, 0).round().astype(np.uint8)
