@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -24,6 +25,12 @@ def _canonical(parts: tuple[object, ...]) -> bytes:
         pieces.append(b"%d:" % len(raw))
         pieces.append(raw)
     return b"".join(pieces)
+
+
+@lru_cache(maxsize=1 << 12)
+def _remembered(key: bytes | None, kind: str, *texts: str) -> str:
+    """`Ids.digest` of what recurs (the subject, series and folder of a slice), remembered: a digest costs 4 µs."""
+    return Ids(key).digest(kind, *texts)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Ids:
         """A DICOM UID's pseudonym ``2.25.<128-bit integer>`` (PS3.5 B.2), or the UID itself without a key. Equal in every dataset."""
         if self.key is None:
             return uid
-        return "2.25." + str(int(self.digest("uid", uid.strip(" \0")), 16))
+        return "2.25." + str(int(_remembered(self.key, "uid", uid.strip(" \0")), 16))
 
     def source(self, dataset: str, uri: str, sha256: str) -> str:
         return self.digest("source", dataset, uri, sha256)
@@ -59,27 +66,27 @@ class Ids:
         return self.digest("grid", slide_id, *parameters)
 
     def series(self, dataset: str, series_instance_uid: str, frame_of_reference: str, orientation: str, size: str) -> str:
-        return self.digest("series", dataset, series_instance_uid, frame_of_reference, orientation, size)
+        return _remembered(self.key, "series", dataset, series_instance_uid, frame_of_reference, orientation, size)
 
     def image(self, parent_id: str, *parts: object) -> str:
         """An image's id: 16 digits of the parent, 16 of (parts): (dataset, SOPInstanceUID, frame), (grid_id, row, col), ..."""
         return parent_id[:PARENT_DIGITS] + self.digest("image", *parts)[:PARENT_DIGITS]
 
     def subject(self, domain: str, patient_id: str) -> str:
-        return self.digest("subject", domain, patient_id)
+        return _remembered(self.key, "subject", domain, patient_id)
 
     def annotator(self, name: str) -> str:
         return self.digest("annotator", name)
 
     def token(self, text: str) -> str:
         """Keyed stand-in of a file or folder name, so that names can be matched in tables that must not hold addresses."""
-        return self.digest("token", text)
+        return _remembered(self.key, "token", text)
 
     def day_shift(self, subject_key: str) -> int:
         """Whole days (-3650 .. -1) by which every date of the subject moves (PS3.15 E.3.6, option 113107); 0 without a key."""
         if self.key is None:
             return 0
-        return -1 - int(self.digest("day_shift", subject_key), 16) % 3650
+        return -1 - int(_remembered(self.key, "day_shift", subject_key), 16) % 3650
 
     @property
     def fingerprint(self) -> str:

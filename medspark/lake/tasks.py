@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +29,7 @@ WHOLE = ""  # `what` of a culprit that is rejected whatever part of it is asked 
 PROOF = 2  # attempts that ended with the same step open
 STRIKES = 2  # parts of one source that may kill a process before the whole source is given up
 ALONE = "alone"  # in the name of an attempt whose stage had no other task
+SLACK_S = 1.0  # the timer is armed once in this time (or a quarter of its seconds), not at each step: arming starts a thread, 50 µs a time
 RESUBMISSIONS = 25  # of one stage by the driver; each must have found a new culprit
 
 
@@ -83,7 +86,10 @@ class Journal:
 
 @dataclass
 class Watcher:
-    """The `Watch` of one task attempt."""
+    """The `Watch` of one task attempt.
+
+    seconds : a step is never ended earlier, and at most `SLACK_S` later (the timer then still runs from an earlier step)
+    """
 
     journal: Journal
     name: str
@@ -93,21 +99,28 @@ class Watcher:
     _stream: Any = None
     _trace: Any = None
     _last: str = field(default="", repr=False)
+    _armed: float = -math.inf
 
     def __call__(self, source: SourceFile, what: str = "") -> None:
         code = self.culprits.get((source.source_id, what)) or self.culprits.get((source.source_id, WHOLE))
         if code is not None:
             how = "did not end in time" if code == "DECODER_TIMEOUT" else "ended its process"
             raise Rejected(code, f"decoding it {how}")
-        self._write(json.dumps({"source": source.source_id, "what": what}))
+        text = json.dumps({"source": source.source_id, "what": what})
+        if text != self._last:
+            self._write(text)
         self._arm()
 
     def _arm(self) -> None:
+        now, slack = time.monotonic(), min(SLACK_S, self.seconds / 4)
+        if now - self._armed < slack:
+            return
+        self._armed = now
         if self._trace is None:
             folder = self.journal.folder if self.journal.local else tempfile.gettempdir()
             os.makedirs(folder, mode=0o700, exist_ok=True)
             self._trace = open(os.path.join(folder, f"{self.name}.trace"), "wb", buffering=0)  # noqa: SIM115 (lives as long as the task)
-        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._trace)
+        faulthandler.dump_traceback_later(self.seconds + slack, exit=True, file=self._trace)
 
     def _write(self, text: str) -> None:
         if self.journal.local:
@@ -116,14 +129,15 @@ class Watcher:
                 self._stream = os.open(os.path.join(self.journal.folder, f"{self.name}.open"), os.O_CREAT | os.O_WRONLY, 0o600)
             # Padded to the last length and ended by a line break: a shorter entry must not keep the tail of a longer one.
             os.pwrite(self._stream, (text.ljust(len(self._last)) + "\n").encode(), 0)
-            self._last = text
         elif self.attempt > 0:
             with self.journal.filesystem.open_output_stream(f"{self.journal.folder}/{self.name}.open") as stream:
                 stream.write(text.encode())
+        self._last = text
 
     def done(self) -> None:
         """Nothing is open any more."""
         faulthandler.cancel_dump_traceback_later()
+        self._armed, self._last = -math.inf, ""
         if self._stream is not None:
             os.ftruncate(self._stream, 0)
             os.close(self._stream)

@@ -6,7 +6,7 @@ package answers the three from the headers alone, and writes down as verdicts wh
 Reading order: ``header.py`` (one file -> a small dictionary, and the view on raw elements that everything else uses), ``geometry.py`` (where
 a slice lies), ``rescale.py`` (what a stored value means), ``frames.py`` (one row per frame), ``attributes.py`` (what a slice says about its series), ``plan.py`` (headers -> units of work),
 ``explode.py`` (one unit -> rows), ``assemble.py`` (rows of slices -> series with verdicts), ``kind.py`` (the four as one object).
-``files.py``, ``decode.py`` and ``nifti.py`` open files and read pixels.
+``files.py``, ``elements.py``, ``decode.py`` and ``nifti.py`` open files and read pixels.
 
 It refuses to interpolate, to reorder by file name or InstanceNumber, to guess a missing spacing, and to know Spark.
 """

@@ -14,7 +14,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.encaps import generate_frames
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import BaseTag
 
 from medspark.config import Guard
 from medspark.errors import Rejected
@@ -28,6 +28,7 @@ from medspark.pixels.codestream import (
     syntax,
 )
 from medspark.pixels.samples import Layout, native_samples, significant, to_rgb
+from medspark.series.elements import tag_of
 from medspark.series.files import ENCAPSULATED_PIXELS, PARSE_ERRORS, PIXEL_TAGS, is_short, read_dicom
 
 __all__ = [
@@ -43,11 +44,13 @@ __all__ = [
     "read_dicom",
     "read_frames",
     "syntax_of",
+    "text_of",
 ]
 
-_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = Tag(0x00280002), Tag(0x00280004), Tag(0x00280006), Tag(0x00280008)
-_ROWS, _COLUMNS = Tag(0x00280010), Tag(0x00280011)
-_BITS_ALLOCATED, _BITS_STORED, _HIGH_BIT, _REPRESENTATION = Tag(0x00280100), Tag(0x00280101), Tag(0x00280102), Tag(0x00280103)
+_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = map(tag_of, (0x00280002, 0x00280004, 0x00280006, 0x00280008))
+_ROWS, _COLUMNS = tag_of(0x00280010), tag_of(0x00280011)
+_BITS_ALLOCATED, _BITS_STORED, _HIGH_BIT, _REPRESENTATION = map(tag_of, (0x00280100, 0x00280101, 0x00280102, 0x00280103))
+_SYNTAX, _LOSSY = tag_of(0x00020010), tag_of(0x00282110)
 
 
 def _unwatched(frame: int) -> None:
@@ -62,9 +65,9 @@ def syntax_of(ds: Dataset) -> Syntax:
 
     Raises Rejected(UNSUPPORTED_SYNTAX).
     """
-    named = getattr(ds, "file_meta", {}).get("TransferSyntaxUID")
+    named = text_of(ds.file_meta, _SYNTAX) if hasattr(ds, "file_meta") else ""
     if named:
-        return syntax(str(named))
+        return syntax(named)
     implicit, little = ds.original_encoding
     if little is False:
         return syntax(EXPLICIT_BIG_ENDIAN)
@@ -76,7 +79,7 @@ def is_lossy(ds: Dataset) -> bool:
 
     Syntaxes that can be either (JPEG-LS .81, JPEG 2000 .91, HTJ2K .203, JPEG XL .112) are believed when the header says 00.
     """
-    said = str(ds.get("LossyImageCompression", "") or "")
+    said = text_of(ds, _LOSSY)
     by_syntax = syntax_of(ds)
     if said == "01":
         return True
@@ -90,7 +93,7 @@ def layout_of(ds: Dataset) -> Layout:
     other or are of a kind that nothing reads.
     """
     rows, cols = _number(ds, _ROWS, "Rows"), _number(ds, _COLUMNS, "Columns")
-    photometric = _text(ds, _PHOTOMETRIC)
+    photometric = text_of(ds, _PHOTOMETRIC)
     samples = _number(ds, _SAMPLES, "SamplesPerPixel", 3 if photometric.startswith(("RGB", "YBR")) else 1)
     allocated = _number(ds, _BITS_ALLOCATED, "BitsAllocated")
     stored = _number(ds, _BITS_STORED, "BitsStored", allocated)
@@ -120,7 +123,7 @@ def layout_of(ds: Dataset) -> Layout:
 
 def frame_count(ds: Dataset) -> int:
     """NumberOfFrames, 1 where it is absent; raises Rejected(MISSING_ATTRIBUTE) where it is no number."""
-    text = _text(ds, _FRAMES)
+    text = text_of(ds, _FRAMES)
     if not text:
         return 1
     try:
@@ -132,8 +135,8 @@ def frame_count(ds: Dataset) -> int:
 def _number(ds: Dataset, tag: BaseTag, name: str, default: int | None = None) -> int:
     """An unsigned short, taken from the raw bytes where it has not been parsed yet (ten times as fast)."""
     value: Any = None
-    if tag in ds:
-        element = ds.get_item(tag)
+    element: Any = ds._dict.get(tag)
+    if element is not None:
         value = element.value
         if isinstance(element, RawDataElement):
             if value is not None and len(value) == 2 and element.VR in (None, "US", "SS", "UN"):
@@ -152,11 +155,10 @@ def _number(ds: Dataset, tag: BaseTag, name: str, default: int | None = None) ->
         raise Rejected("MISSING_ATTRIBUTE", f"{name} is not one number") from None
 
 
-def _text(ds: Dataset, tag: BaseTag) -> str:
-    """A code string or integer string; "" where it is absent."""
-    if tag not in ds:
-        return ""
-    value = ds.get_item(tag).value
+def text_of(ds: Dataset, tag: BaseTag) -> str:
+    """A code string, integer string or UID; "" where it is absent."""
+    element: Any = ds._dict.get(tag)
+    value = None if element is None else element.value
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
     return "" if value is None else str(value).strip(" \0")
@@ -207,7 +209,7 @@ def raw_frames(ds: Dataset) -> Iterator[bytes]:
 
 def keeps_as_received(ds: Dataset) -> bool:
     """Whether a frame and `Layout.params` are enough to decode it: compressed, and no palette that only the header holds."""
-    return syntax_of(ds).encapsulated and _text(ds, _PHOTOMETRIC) != "PALETTE COLOR"
+    return syntax_of(ds).encapsulated and text_of(ds, _PHOTOMETRIC) != "PALETTE COLOR"
 
 
 def pixel_hash(array: np.ndarray) -> str:
@@ -224,8 +226,8 @@ def pixel_hash(array: np.ndarray) -> str:
 
 def _pixel_data(ds: Dataset) -> tuple[BaseTag, Any, bytes]:
     for tag in PIXEL_TAGS:
-        if tag in ds:
-            element = ds.get_item(tag)
+        element: Any = ds._dict.get(tag)
+        if element is not None:
             if is_short(element):
                 raise Rejected("TRUNCATED", "the file ends within its pixels")
             value = element.value if element.value is not None else ds[tag].value

@@ -1,6 +1,6 @@
 """DICOM files to data sets: bounded inflation, and files that end early told from files that are none.
 
-pydicom parses; what it does not do is refuse: it inflates deflated files without a bound, reads a truncated file as a shorter data set, and
+`medspark.series.elements` reads the ordinary file, pydicom every other; what pydicom does not do is refuse: it inflates deflated files without a bound, reads a truncated file as a shorter data set, and
 drops compressed pixels that have no end marker.
 """
 
@@ -16,15 +16,14 @@ from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from medspark.config import Guard
 from medspark.errors import Rejected
 from medspark.pixels.codestream import DEFLATED, EXPLICIT_LITTLE_ENDIAN
+from medspark.series.elements import BLOCK, UNDEFINED_LENGTH, tag_of, walk
 
 PREAMBLE_BYTES = 132  # 128 bytes of anything and "DICM" (PS3.10 7.1)
-UNDEFINED_LENGTH = 0xFFFFFFFF
 ENCAPSULATED_PIXELS = (
     b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff"  # pydicom drops the element, with a warning, where its end marker is missing
 )
@@ -43,9 +42,9 @@ PARSE_ERRORS = (
 )
 """What pydicom raises on broken data: it promises no common base."""
 
-PIXEL_TAGS = {Tag(0x7FE00010): "", Tag(0x7FE00008): "<f4", Tag(0x7FE00009): "<f8"}
+PIXEL_TAGS = {tag_of(0x7FE00010): "", tag_of(0x7FE00008): "<f4", tag_of(0x7FE00009): "<f8"}
 """PixelData, FloatPixelData, DoubleFloatPixelData, and the types of the float ones."""
-_ROWS = Tag(0x00280010)
+_ROWS = tag_of(0x00280010)
 
 
 def read_dicom(source: bytes | str | os.PathLike[str], guard: Guard | None = None, header_only: bool = False) -> Dataset:
@@ -58,7 +57,7 @@ def read_dicom(source: bytes | str | os.PathLike[str], guard: Guard | None = Non
     guard = guard or Guard()
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), len(source), guard, header_only)
-    with open(source, "rb") as stream:
+    with open(source, "rb", buffering=BLOCK) as stream:
         return _read(stream, os.fstat(stream.fileno()).st_size, guard, header_only)
 
 
@@ -79,6 +78,10 @@ def _read(stream: Any, size: int, guard: Guard, header_only: bool) -> Dataset:
             data_set.file_meta.TransferSyntaxUID = UID(DEFLATED)
             return data_set
         stream.seek(0)
+    ordinary = _walked(stream, size, header_only)
+    if ordinary is not None:
+        return ordinary
+    stream.seek(0)
     return _parse(stream if header_only else io.BytesIO(stream.read()), header_only)
 
 
@@ -87,11 +90,21 @@ def _begins_like_dicom(head: bytes) -> bool:
     return len(head) >= 8 and head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08") and b"1.2.840.10008." in head
 
 
+def _walked(stream: Any, size: int, header_only: bool) -> Dataset | None:
+    """The data set of an ordinary, whole file; None leaves it to `_parse`, which also says what is wrong with it."""
+    try:
+        data_set = walk(stream, size, header_only)
+    except (*PARSE_ERRORS, OSError):
+        return None
+    # Pixels that pydicom drops for their missing end marker are `_parse`'s business: so is every file without pixels.
+    return data_set if data_set is not None and (header_only or any(tag in data_set for tag in PIXEL_TAGS)) else None
+
+
 def _parse(stream: io.BytesIO, header_only: bool) -> Dataset:
     try:
         data_set = dcmread(stream, stop_before_pixels=header_only, force=True)
         tags = data_set.keys()
-        last = data_set.get_item(max(tags)) if tags else None
+        last = data_set.get_item(max(map(int, tags))) if tags else None  # as BaseTag they compare in Python
     except EOFError:
         raise Rejected("TRUNCATED", "the file ends within an element") from None
     except PARSE_ERRORS as error:
