@@ -9,6 +9,7 @@ log or an error; it does not look into pixels (burned-in text is the kinds' busi
 """
 
 from medspark.deid.dates import age_years, shift_date
+from medspark.deid.echo import echoes
 from medspark.deid.header_json import actions, header_json
 from medspark.deid.key import load_key
 from medspark.deid.properties import keep_slide_properties, nifti_header_json
@@ -18,6 +19,7 @@ __all__ = [
     "actions",
     "age_years",
     "clean_text",
+    "echoes",
     "header_json",
     "keep_slide_properties",
     "load_key",

@@ -13,7 +13,7 @@ from typing import Any
 import pydicom
 
 from medspark.deid.text import VOCABULARY
-from medspark.deid.values import BULK_BYTES, raw_values
+from medspark.deid.values import BULK_BYTES, charset_of, raw_values
 
 IDENTITY = (
     0x00080050,  # AccessionNumber
@@ -54,6 +54,14 @@ def identity_values(ds: pydicom.Dataset) -> tuple[Any, ...]:
     elements = ds._dict
     values = [getattr(elements[tag], "value", None) for tag in IDENTITY if tag in elements]  # type: ignore[index]
     return tuple([value if isinstance(value, bytes) else str(value) for value in values if value])
+
+
+def echoes(ds: pydicom.Dataset) -> re.Pattern[str] | None:
+    """A pattern that finds any word by which the data set identifies its subject; None where it says none.
+
+    For texts that are kept outside the header's JSON (columns of ``series`` and ``slices``).
+    """
+    return echo_pattern(identity_values(ds), charset_of(ds, ("iso8859",)))
 
 
 @lru_cache(maxsize=1024)

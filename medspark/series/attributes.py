@@ -11,12 +11,15 @@ import re
 from typing import Any
 
 from medspark.config import Config
-from medspark.deid import clean_text, shift_date
+from medspark.deid import clean_text, echoes, shift_date
 from medspark.deid.text import harmless_code, technical_text
 from medspark.keys import Ids
 from medspark.series import rescale
 from medspark.series.frames import PER_FRAME, SHARED, positive, seconds_of_day
 from medspark.series.header import Head
+
+TEXTS = ("body_part", "description", "protocol", "manufacturer", "model_name", "kernel", "contrast", "sequence_name", "patient_position")
+"""Columns that are texts of the header: none may repeat what identifies the subject."""
 
 
 def series_attributes(head: Head, ids: Ids, settings: Config, subject_key: str, series_uid: str) -> str:
@@ -76,6 +79,9 @@ def series_attributes(head: Head, ids: Ids, settings: Config, subject_key: str, 
         "study_date": _shifted(head.text(0x00080020), ids.day_shift(subject_key) if basic else 0),
         "patient_position": code(0x00185100),
     }
+    echo = echoes(head.dataset) if basic else None
+    if echo is not None:  # a technician's habit, or a publisher's: the patient's number as the name of a sequence
+        values.update({name: None for name in TEXTS if values[name] and echo.search(values[name])})
     return json.dumps({name: value for name, value in values.items() if value is not None}, sort_keys=True)
 
 

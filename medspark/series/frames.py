@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 
 from medspark.config import Config
+from medspark.deid import echoes
 from medspark.deid.text import harmless_code
 from medspark.series import geometry, rescale
 from medspark.series.header import FOREIGN_ERRORS, Head, frame_count, sop_class
@@ -48,27 +49,31 @@ def frames(head: Head, settings: Config) -> list[Frame]:
     count = frame_count(head)
     shared, each = head.item(SHARED), head.items(PER_FRAME)
     if not each and shared is None:
-        return [_coded(frame, settings) for frame in _plain_frames(head, common, verdict, count)]
+        return [_coded(frame, settings, head) for frame in _plain_frames(head, common, verdict, count)]
     if len(each) < count:  # fewer groups than frames: the last ones have only what is shared
         each += [Head(pydicom.Dataset())] * (count - len(each))
     found = []
     for number, own in enumerate(each[:count], 1):
         columns = {**common, **_functional(head, shared, own), "frame_number": number}
-        found.append(_coded(_finish(head, columns, verdict), settings))
+        found.append(_coded(_finish(head, columns, verdict), settings, head))
     return found
 
 
-def _coded(frame: Frame, settings: Config) -> Frame:
+def _coded(frame: Frame, settings: Config, head: Head) -> Frame:
     """Code strings that do not look like codes are dropped when the profile says so; rules (localiser, HU) have seen them before."""
     if settings.deid.profile == "basic":
-        columns = frame.columns
+        columns, echo = frame.columns, echoes(head.dataset)
+
+        def harmless(text: str) -> bool:
+            return harmless_code(text) and (echo is None or not echo.search(text))
+
         for name in CODES:
             value = columns[name]
-            if value is not None and not harmless_code(value):
+            if value is not None and not harmless(value):
                 columns[name] = None
-        columns["image_type"] = [part for part in columns["image_type"] if harmless_code(part)]
+        columns["image_type"] = [part for part in columns["image_type"] if harmless(part)]
         for name in ("modality", "photometric"):
-            if not harmless_code(columns[name]):
+            if not harmless(columns[name]):
                 columns[name] = "OT" if name == "modality" else "MONOCHROME2"
     return frame
 

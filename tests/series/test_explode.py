@@ -556,3 +556,13 @@ def test_real_ge_head_payload_is_pydicom_s():
 def test_real_ultrasound_may_hold_names():
     slices, _, _, _ = ingest(shared_data("us"))
     assert all("BURNED_IN_POSSIBLE" in row["verdict"] for row in slices)
+
+
+def test_texts_that_repeat_the_subject_are_dropped(tmp_path: Path) -> None:
+    """A real archive wrote the PatientID into SequenceName; names stand in ImageType too."""
+    named = {"SequenceName": "DOE-77", "SeriesDescription": "HEAD DOE", "ImageType": ["ORIGINAL", "PRIMARY", "DOE"], "PatientID": "DOE-77"}
+    slices, _, rejections, _ = ingest(write_series(tmp_path, [0, 2], **named))
+    assert (len(slices), rejections) == (2, [])
+    for row in slices:
+        assert "DOE" not in json.dumps(row, default=str).upper()
+        assert row["image_type"] == ["ORIGINAL", "PRIMARY"]
