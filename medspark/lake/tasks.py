@@ -31,6 +31,9 @@ WHOLE = ""  # `what` of a culprit that is rejected whatever part of it is asked 
 PROOF = 2  # attempts that ended with the same step open
 STRIKES = 2  # parts of one source that may kill a process before the whole source is given up
 ALONE = "alone"  # in the name of an attempt whose stage had no other task
+SLOWEST_BYTES_PER_S = (
+    5e6  # of one decoder on one core: a step on a large file (a thumbnail of a slide without pyramid) may take this much longer
+)
 SLACK_S = 1.0  # the timer is armed once in this time (or a quarter of its seconds), not at each step: arming starts a thread, 50 µs a time
 RESUBMISSIONS = 25  # of one stage by the driver; each must have found a new culprit
 
@@ -90,7 +93,8 @@ class Journal:
 class Watcher:
     """The `Watch` of one task attempt.
 
-    seconds : a step is never ended earlier, and at most `SLACK_S` later (the timer then still runs from an earlier step)
+    seconds : that a step may take, and one more for every 5 MB of the file; it is never ended earlier, and at most `SLACK_S` later (the timer
+        then still runs from an earlier step)
     """
 
     journal: Journal
@@ -102,6 +106,7 @@ class Watcher:
     _trace: Any = None
     _last: str = field(default="", repr=False)
     _armed: float = -math.inf
+    _allowed: float = 0.0
 
     def __call__(self, source: SourceFile, what: str = "") -> None:
         code = self.culprits.get((source.source_id, what)) or self.culprits.get((source.source_id, WHOLE))
@@ -111,18 +116,18 @@ class Watcher:
         text = json.dumps({"source": source.source_id, "what": what})
         if text != self._last:
             self._write(text)
-        self._arm()
+        self._arm(self.seconds + source.size_bytes / SLOWEST_BYTES_PER_S)
 
-    def _arm(self) -> None:
+    def _arm(self, allowed: float) -> None:
         now, slack = time.monotonic(), min(SLACK_S, self.seconds / 4)
-        if now - self._armed < slack:
+        if now - self._armed < slack and allowed <= self._allowed:
             return
-        self._armed = now
+        self._armed, self._allowed = now, allowed
         if self._trace is None:
             folder = self.journal.folder if self.journal.local else tempfile.gettempdir()
             os.makedirs(folder, mode=0o700, exist_ok=True)
             self._trace = open(os.path.join(folder, f"{self.name}.trace"), "wb", buffering=0)  # noqa: SIM115 (lives as long as the task)
-        faulthandler.dump_traceback_later(self.seconds + slack, exit=True, file=self._trace)
+        faulthandler.dump_traceback_later(allowed + slack, exit=True, file=self._trace)
 
     def _write(self, text: str) -> None:
         if self.journal.local:
