@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import logging
 import os
@@ -142,13 +141,13 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
 def read_subjects(path: str | None) -> dict[str, str]:
     """``--subjects``: a CSV with the columns ``file`` and ``subject``."""
     from medspark.errors import BadRequest
+    from medspark.tables.options import read_csv
 
     if path is None:
         return {}
     if not os.path.exists(path):
         raise BadRequest(f"--subjects {path}: no such file")
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        if not {"file", "subject"} <= set(rows.fieldnames or ()):
-            raise BadRequest(f"--subjects {path}: expected the columns file,subject, got {','.join(rows.fieldnames or ())}")
-        return {row["file"]: row["subject"] for row in rows}
+    columns, rows = read_csv("--subjects", path)
+    if not {"file", "subject"} <= set(columns):
+        raise BadRequest(f"--subjects {path}: expected the columns file,subject, got {','.join(columns)}")
+    return {row["file"]: row["subject"] for row in rows}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from medspark.errors import BadRequest
+from medspark.tables.options import read_csv
 
 ROLES = ("positive", "negative", "ignore", "extent")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}$")
@@ -52,13 +52,7 @@ class Codebook:
 
 def read_codebook(path: str | Path) -> Codebook:
     """The classes in a CSV file with the header ``value,label[,role]``; raises `BadRequest`."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError:
-        raise BadRequest(f"--classes {path}: cannot be read") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise BadRequest(f"--classes {path}: not a CSV file in UTF-8") from None
+    _, rows = read_csv("--classes", path)
     if not rows or not {"value", "label"} <= set(rows[0]):
         raise BadRequest(f"--classes {path}: expected the header value,label,role and at least one row")
     entries: list[Entry] = []

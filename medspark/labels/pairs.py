@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from medspark.errors import BadRequest
 from medspark.keys import ID_DIGITS, Ids
 from medspark.tables.names import basename, folder, image_stem
+from medspark.tables.options import read_csv
 
 ANNOTATION_EXTENSIONS = (".nii.gz", ".xml", ".json", ".geojson", ".png", ".tiff", ".tif", ".nii", ".csv", ".dcm", ".txt")
 IMAGE_EXTENSIONS = (
@@ -81,13 +81,7 @@ class Pairs:
 
 def read_pairs(path: str | Path) -> Pairs:
     """The pairs in a CSV file with the header ``image,annotation``; raises `BadRequest`."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError:
-        raise BadRequest(f"--pairs {path}: cannot be read") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise BadRequest(f"--pairs {path}: not a CSV file in UTF-8") from None
+    _, rows = read_csv("--pairs", path)
     if not rows or not {"image", "annotation"} <= set(rows[0]):
         raise BadRequest(f"--pairs {path}: expected the header image,annotation and at least one row")
     images: dict[str, tuple[str, ...]] = {}

@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medspark.lake import owner
-from medspark.lake.files import PRIVATE, DataFile, admitted
+from medspark.lake.files import PRIVATE, DataFile, admitted_paths
 from medspark.lake.store import Lake
+from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rows
 
 DATA = ("pixels", "labels", "tiles", "slices", "photos", "planes", "regions", "grids", "slides", "series", "subjects", "rejected")
@@ -159,7 +160,7 @@ class Batch:
             self.lake.transact(table, files, app(self.batch_id), self.metadata)
             return
         key, folder = KEYED[table], self.lake.folder(table)
-        own = pa.concat_tables([self.lake.read(table, [*_names(table)], files=[f"{folder}/{file.path}"]) for file in files])
+        own = pa.concat_tables([self.lake.read(table, TABLES[table].names, files=[f"{folder}/{file.path}"]) for file in files])
 
         def build(version: int) -> tuple[list[DataFile], list[DataFile]]:
             there = self.lake.read(table, [key], files=self.lake.files(table, version)).column(0)
@@ -168,7 +169,7 @@ class Batch:
             )
             if absent.num_rows == own.num_rows:
                 return files, []
-            file = self.lake.write_file(table, absent.cast(_schema(table)), f"part-{self.batch_id}-{uuid.uuid4().hex[:8]}.parquet")
+            file = self.lake.write_file(table, absent.cast(TABLES[table].arrow()), f"part-{self.batch_id}-{uuid.uuid4().hex[:8]}.parquet")
             return [file] if file else [], []
 
         self.lake.transact(table, build, app(self.batch_id), self.metadata, reads=True)
@@ -180,8 +181,16 @@ class Batch:
             raise Fenced(self.batch_id)
         self._replace("closed")
 
-    def abandon(self) -> None:
-        """Gives the batch up after an error in this process, as another job would if the process had died."""
+    @contextlib.contextmanager
+    def worked(self) -> Iterator[None]:
+        """Around everything between claim and release: an error in this process gives the batch up, as another job would had it died."""
+        try:
+            yield
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
         self._stop.set()
         with contextlib.suppress(Exception):  # whatever fails here is left to the next job's recovery
             if not _closed(self.lake, self.batch_id):
@@ -196,18 +205,6 @@ class Batch:
 
 class Fenced(RuntimeError):
     """Another job took this batch over (its lease had passed); its rows were rolled back and will be ingested again."""
-
-
-def _names(table: str) -> tuple[str, ...]:
-    from medspark.tables.catalog import TABLES
-
-    return TABLES[table].names
-
-
-def _schema(table: str) -> pa.Schema:
-    from medspark.tables.catalog import TABLES
-
-    return TABLES[table].arrow()
 
 
 def ledger_has(lake: Lake, sources: Iterable[str], job: str, settings: str) -> set[str]:
@@ -265,7 +262,7 @@ def recover_dead(lake: Lake, finish: Callable[[str], None] | None = None) -> lis
 
 
 def _closed(lake: Lake, batch_id: str) -> bool:
-    files = [action["path"] for action in admitted(lake.actions("sources"), "batch_id", [batch_id])]
+    files = admitted_paths(lake.actions("sources"), "batch_id", [batch_id])
     return lake.read("sources", ["batch_id"], pc.field("batch_id") == batch_id, files).num_rows > 0
 
 

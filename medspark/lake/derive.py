@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medspark.config import Config
-from medspark.lake.files import DataFile
+from medspark.lake.files import DataFile, admitted_paths
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
 from medspark.tables.catalog import SERIES, SLICES
@@ -63,11 +63,8 @@ def existing_slices(lake: Lake, instances: Iterable[str], columns: Sequence[str]
     if not series:
         return pa.schema([SLICES.arrow().field(name) for name in columns]).empty_table()
 
-    def keep(statistics: dict[str, object]) -> bool:
-        low, high = statistics.get("min.series_id"), statistics.get("max.series_id")
-        return low is None or high is None or any(str(low) <= one <= str(high) for one in series)
-
-    return lake.read("slices", columns, pc.field("series_instance_id").isin(wanted), files=lake.files("slices", prune=keep))
+    paths = admitted_paths(lake.actions("slices"), "series_id", series)
+    return lake.read("slices", columns, pc.field("series_instance_id").isin(wanted), files=paths)
 
 
 def files(lake: Lake, stage: Stage, settings: Config) -> dict[str, list[DataFile]]:
@@ -137,7 +134,12 @@ def replan(lake: Lake, batch_id: str, settings: Config) -> None:
     """
     if not lake.exists("slices"):
         return
-    own = lake.read("slices", ["series_instance_id"], pc.field("batch_id") == batch_id, files=_files_with(lake, "slices", batch_id))
+    own = lake.read(
+        "slices",
+        ["series_instance_id"],
+        pc.field("batch_id") == batch_id,
+        files=admitted_paths(lake.actions("slices"), "batch_id", [batch_id]),
+    )
     instances = set(own.column(0).to_pylist())
     if not instances:
         return
@@ -146,14 +148,6 @@ def replan(lake: Lake, batch_id: str, settings: Config) -> None:
     for key, rows in _by_instance(slices).items():
         if key in mixed:
             _merge(lake, rows, settings)
-
-
-def _files_with(lake: Lake, table: str, batch_id: str) -> list[str]:
-    def keep(statistics: dict[str, object]) -> bool:
-        low, high = statistics.get("min.batch_id"), statistics.get("max.batch_id")
-        return low is None or high is None or str(low) <= batch_id <= str(high)
-
-    return lake.files(table, prune=keep)
 
 
 def _merge(lake: Lake, slices: pa.Table, settings: Config) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -237,6 +237,3 @@ def _count(result: TaskResult, table: str, batch: pa.RecordBatch, unit: Unit) ->
             result.images[entry["values"]] += entry["counts"]
     else:
         result.images[unit.sources[0].source_id] += batch.num_rows
-
-
-Progress = Callable[[str, int, int], None]

@@ -106,6 +106,11 @@ def admitted(actions: Iterable[dict[str, Any]], column: str, values: Sequence[st
     return [action for action in actions if admits(action)]
 
 
+def admitted_paths(actions: Iterable[dict[str, Any]], column: str, values: Sequence[str]) -> list[str]:
+    """Paths of the files that `admitted` lets through."""
+    return [action["path"] for action in admitted(actions, column, values)]
+
+
 def locate(uri: str) -> tuple[pafs.FileSystem, str, str]:
     """(Arrow file system, path on it, address for Spark) of a folder or URI; raises `BadRequest` for one that cannot be served."""
     if "://" not in uri and not uri.startswith("file:"):

@@ -35,7 +35,7 @@ from medspark.lake.session import cores
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
 from medspark.tables import names
-from medspark.tables.rows import Rejection, Rows
+from medspark.tables.rows import Rejection, Rows, rejected_rows
 from medspark.tables.work import Kind, Plan, SourceFile, Unit
 
 log = logging.getLogger("medspark.ingest")
@@ -214,16 +214,13 @@ class Ingest:
             sources = {source: one for source, one in sources.items() if source in left}
             with self.summary.timed("plan"):
                 plan = self.kind.plan(self._files(dataset, sources), self.ids, self.settings)
-        try:
+        with batch.worked():
             with self.summary.timed("plan"):
                 units = derive.with_known(self.lake, self.kind.job, plan.units)
             with self.summary.timed("explode"):
                 results = self._explode(batch, units)
             with self.summary.timed("commit"):
                 self._commit(dataset, batch, sources, plan, results)
-        except BaseException:
-            batch.abandon()
-            raise
 
     def _check_space(self, needed: int) -> None:
         """Refuses a batch that a local disk cannot hold; stored pixels take about what the input takes."""
@@ -237,9 +234,7 @@ class Ingest:
     def _journal(self, batch_id: str, stage: str) -> tasks.Journal:
         if self.request.dry_run:  # writes nothing into the lake, not even what it has open
             return tasks.Journal(os.path.join(tempfile.gettempdir(), batch_id, stage), True, pafs.LocalFileSystem())
-        return tasks.Journal(
-            self.lake.folder(PRIVATE, batch_id, stage), isinstance(self.lake.filesystem, pafs.LocalFileSystem), self.lake.filesystem
-        )
+        return tasks.Journal.of(self.lake, batch_id, stage)
 
     def _scan(self, dataset: str, found: list[Found]) -> list[Scanned]:
         weigh = lambda one: HEADER_S + one.size / HASH_BYTES_PER_S
@@ -313,7 +308,7 @@ class Ingest:
         now = datetime.now(UTC)
         rejections = sorted(set(rejections), key=lambda item: (item.source_id, item.stage, item.code, item.message))
         if rejections:
-            stage.add(_rejected(rejections, dataset, now, self._uri))
+            stage.add(rejected_rows(rejections, lambda _: dataset, self._uri, now))
             files["rejected"] = stage.files("rejected")
         self.progress("commit: " + ", ".join(f"{sum(file.rows for file in listed)} {table}" for table, listed in files.items() if listed))
         batch.append(files)
@@ -396,24 +391,6 @@ def _status(one: Scanned, images: int, codes: set[str]) -> str:
     if "DUPLICATE" in codes:
         return "duplicate"
     return "ok" if one.header is not None else "skipped"
-
-
-def _rejected(rejections: Sequence[Rejection], dataset: str, now: datetime, address: Callable[[str], str]) -> Rows:
-    return Rows.of(
-        "rejected",
-        [
-            {
-                "source_id": item.source_id,
-                "uri": item.uri if item.uri.startswith("token:") else address(item.uri),
-                "dataset": dataset,
-                "stage": item.stage,
-                "code": item.code,
-                "message": item.message,
-                "rejected_at": now,
-            }
-            for item in rejections
-        ],
-    )
 
 
 def finish(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str, summary: Summary | None = None) -> None:

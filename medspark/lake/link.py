@@ -24,13 +24,14 @@ from medspark.lake import tasks
 from medspark.lake.batch import Batch
 from medspark.lake.derive import drop_where
 from medspark.lake.explode import StageWriter, TaskResult
-from medspark.lake.files import PRIVATE, admitted, batches_of, locate
+from medspark.lake.files import PRIVATE, admitted_paths, batches_of, locate
 from medspark.lake.meetings import JOB, TRUTH, Meeting, linked, meetings_of, orphans, refs_where
 from medspark.lake.pixels import PixelReader
+from medspark.lake.session import cores
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
 from medspark.tables.catalog import TABLES
-from medspark.tables.rows import Rejection, Rows
+from medspark.tables.rows import Rejection, Rows, rejected_rows
 from medspark.tables.work import SourceFile
 
 PLANE_BATCH = 16  # planes read at once: a mask band of a large slide may hold some MB
@@ -173,8 +174,6 @@ def _stream_planes(filesystem: Any, files: Sequence[str], where: pc.Expression) 
 
 
 def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequence[Meeting]) -> dict[str, int]:
-    from medspark.lake.session import cores
-
     fingerprint = settings.fingerprint("labels", "deid", extra=(ids.fingerprint,))
     batch = Batch(lake, run_id, JOB, fingerprint, settings.ingest.lease_s)
     names = {f"{meeting.source_id}/{meeting.unit}": meeting for meeting in meetings}
@@ -186,23 +185,19 @@ def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequenc
     left = batch.claim(names, {}, done=done)
     if not left:
         return {}
-    annotations = pa.array(sorted({names[name].source_id for name in left}), pa.string())
-    where = (pc.field("job") == "import_labels") & pc.field("source_id").isin(annotations)
-    rows = lake.read("sources", ["source_id", "uri", "dataset", "size_bytes", "sha256", "modified_at"], where)
-    about = {row["source_id"]: row for row in rows.to_pylist()}
-    items = []
-    for name in left:
-        source = about[names[name].source_id]
-        items.append((names[name], SourceFile(source["source_id"], source["uri"], "", source["size_bytes"], source["dataset"])))
-    work = Linker(ids, settings, lake.uri, run_id, batch.batch_id, datetime.now(UTC), _file_lists(lake, [names[name] for name in left]))
-    from pyarrow import fs as pafs
-
-    journal = tasks.Journal(
-        lake.folder(PRIVATE, batch.batch_id, "journal"), isinstance(lake.filesystem, pafs.LocalFileSystem), lake.filesystem
-    )
-    parts = tasks.split(items, lambda item: 4.0, 12.0, cores(lake.spark))
-    results = tasks.run(lake.spark, journal, parts, work, 10 * settings.guard.decode_s)
-    return _commit(lake, batch, run_id, left, names, about, results)
+    with batch.worked():
+        annotations = pa.array(sorted({names[name].source_id for name in left}), pa.string())
+        where = (pc.field("job") == "import_labels") & pc.field("source_id").isin(annotations)
+        rows = lake.read("sources", ["source_id", "uri", "dataset", "size_bytes", "sha256", "modified_at"], where)
+        about = {row["source_id"]: row for row in rows.to_pylist()}
+        items = []
+        for name in left:
+            source = about[names[name].source_id]
+            items.append((names[name], SourceFile(source["source_id"], source["uri"], "", source["size_bytes"], source["dataset"])))
+        work = Linker(ids, settings, lake.uri, run_id, batch.batch_id, datetime.now(UTC), _file_lists(lake, [names[name] for name in left]))
+        parts = tasks.split(items, lambda item: 4.0, 12.0, cores(lake.spark))
+        results = tasks.run(lake.spark, tasks.Journal.of(lake, batch.batch_id), parts, work, 10 * settings.guard.decode_s)
+        return _commit(lake, batch, run_id, left, names, about, results)
 
 
 def _commit(
@@ -226,23 +221,7 @@ def _commit(
     for item in rejections:
         lost[item.source_id] += max(1, item.images)
     if rejections:
-        stage.add(
-            Rows.of(
-                "rejected",
-                [
-                    {
-                        "source_id": i.source_id,
-                        "uri": i.uri,
-                        "dataset": about[i.source_id]["dataset"],
-                        "stage": i.stage,
-                        "code": i.code,
-                        "message": i.message,
-                        "rejected_at": now,
-                    }
-                    for i in rejections
-                ],
-            )
-        )
+        stage.add(rejected_rows(rejections, lambda item: about[item.source_id]["dataset"], str, now))
     files = {table: stage.files(table, _unlabelled(lake, stage) if table == "labels" else None) for table in stage.tables()}
     batch.append(files)
     ledger = []
@@ -302,19 +281,15 @@ def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, 
     for meeting in meetings:
         source, slide = [meeting.source_id], [meeting.slide_id]
         series = series_ids.get((meeting.dataset, meeting.series_instance_id), [])
-        truth = {table: _paths(actions[table], "source_id", source) for table in TRUTH}
+        truth = {table: admitted_paths(actions[table], "source_id", source) for table in TRUTH}
         if meeting.grid_id:
-            images = {table: _paths(actions[table], "slide_id", slide) for table in ("slides", "grids", "tiles")}
-            images["pixels"] = _paths(actions["pixels"], "parent_id", slide)
+            images = {table: admitted_paths(actions[table], "slide_id", slide) for table in ("slides", "grids", "tiles")}
+            images["pixels"] = admitted_paths(actions["pixels"], "parent_id", slide)
         else:
-            images = {table: _paths(actions[table], "series_id", series) for table in ("slices", "series")}
-            images["pixels"] = _paths(actions["pixels"], "parent_id", series)
+            images = {table: admitted_paths(actions[table], "series_id", series) for table in ("slices", "series")}
+            images["pixels"] = admitted_paths(actions["pixels"], "parent_id", series)
         lists[f"{meeting.source_id}/{meeting.unit}"] = {**truth, **images}
     return lists
-
-
-def _paths(actions: Sequence[dict[str, Any]], column: str, values: Sequence[str]) -> list[str]:
-    return [action["path"] for action in admitted(actions, column, values)]
 
 
 def settle(lake: Lake, batch_id: str) -> None:

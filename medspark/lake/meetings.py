@@ -201,7 +201,6 @@ def meetings_of(lake: Lake, batch_id: str) -> list[Meeting]:
             if parent[0] == "slide":
                 meeting = Meeting(ref.source_id, slide_id=parent[2], grid_id=parent[3])
             else:
-                # All batches of a series that has one matching slice: a volume's contours may lie on any of its slices.
                 meeting = Meeting(ref.source_id, dataset=parent[1], series_instance_id=parent[2], batch_id=parent[3])
             key = (meeting.source_id, meeting.unit)
             before = found[key].refs if key in found else ()

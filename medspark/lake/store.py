@@ -95,9 +95,9 @@ class Lake:
             return None
         return pa.table(snapshot.get_add_actions(flatten=True))
 
-    def files(self, table: str, version: int | None = None, prune: Callable[[dict[str, Any]], bool] | None = None) -> list[str]:
-        """Paths (on `filesystem`) of a version's files; ``prune(statistics) -> keep`` sees ``min.<column>`` and ``max.<column>``."""
-        return [action["path"] for action in self.actions(table, version) if prune is None or prune(action)]
+    def files(self, table: str, version: int | None = None) -> list[str]:
+        """Paths (on `filesystem`) of a version's files."""
+        return [action["path"] for action in self.actions(table, version)]
 
     def read(self, table: str, columns: Sequence[str], where: pc.Expression | None = None, files: Sequence[str] | None = None) -> pa.Table:
         """Columns of the current version (or of ``files``) as one Arrow table, rows filtered by ``where``. For narrow look-ups."""

@@ -25,6 +25,8 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from medspark.errors import Rejected
+from medspark.lake.files import PRIVATE
+from medspark.lake.store import Lake
 from medspark.tables.work import SourceFile
 
 WHOLE = ""  # `what` of a culprit that is rejected whatever part of it is asked for
@@ -48,6 +50,11 @@ class Journal:
     folder: str
     local: bool
     filesystem: pafs.FileSystem
+
+    @classmethod
+    def of(cls, lake: Lake, batch_id: str, stage: str = "journal") -> Journal:
+        """The journal of a batch's stage, in the lake's private folder."""
+        return cls(lake.folder(PRIVATE, batch_id, stage), isinstance(lake.filesystem, pafs.LocalFileSystem), lake.filesystem)
 
     def culprits(self, partition: int | None = None) -> dict[tuple[str, str], str]:
         """(source_id, what) -> DECODER_CRASHED | DECODER_TIMEOUT of what killed its process.

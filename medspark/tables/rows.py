@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,24 @@ class Rejection:
     code: str
     message: str
     images: int = 0
+
+
+def rejected_rows(
+    rejections: Sequence[Rejection], dataset: Callable[[Rejection], str], address: Callable[[str], str], at: datetime
+) -> Rows:
+    """Rows of ``rejected``. ``dataset`` of a rejection's source; ``address``: uri -> what the lake keeps of it."""
+    return Rows.of(
+        "rejected",
+        [
+            {
+                "source_id": item.source_id,
+                "uri": address(item.uri),
+                "dataset": dataset(item),
+                "stage": item.stage,
+                "code": item.code,
+                "message": item.message,
+                "rejected_at": at,
+            }
+            for item in rejections
+        ],
+    )
