@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from medspark.keys import PARENT_DIGITS
+from medspark.lake.files import admitted_paths
 from medspark.lake.pixels import PixelReader
 from medspark.lake.store import Lake
 from medspark.pixels import masks
@@ -54,13 +54,8 @@ class Store:
 
     def pixels(self, parent_id: str, image_ids: Sequence[str]) -> dict[str, np.ndarray]:
         """Stored arrays of images of one parent, from those files only whose statistics admit it."""
-        low, high = parent_id[:PARENT_DIGITS], parent_id[:PARENT_DIGITS] + "g"
-
-        def admits(row: dict[str, Any]) -> bool:
-            first, last = row.get("min.image_id"), row.get("max.image_id")
-            return first is None or last is None or (last >= low and first <= high)
-
-        return PixelReader(self.lake.filesystem, self.lake.files("pixels", prune=admits), parent_id)(image_ids)
+        files = admitted_paths(self.lake.actions("pixels"), "parent_id", [parent_id])
+        return PixelReader(self.lake.filesystem, files, parent_id)(image_ids)
 
     def labels(self, where: pc.Expression) -> list[dict[str, Any]]:
         """Rows of ``labels`` with a mask, the mask as array in ``mask``."""
