@@ -147,32 +147,37 @@ class Batch:
 
     # ---- append, close
 
-    def append(self, files: Mapping[str, list[DataFile]]) -> None:
-        """Appends to all tables but the ledger, children before parents; independent tables side by side."""
+    def append(self, files: Mapping[str, list[DataFile]]) -> dict[str, int]:
+        """Appends to all tables but the ledger, children before parents; independent tables side by side. Returns rows that became new."""
+        written: dict[str, int] = {}
         with ThreadPoolExecutor(4) as pool:
             for group in (DATA[:2], DATA[2:7], DATA[7:]):
-                jobs = [pool.submit(self._append, table, files[table]) for table in group if files.get(table)]
-                for job in jobs:
-                    job.result()
+                jobs = {table: pool.submit(self._append, table, files[table]) for table in group if files.get(table)}
+                written |= {table: job.result() for table, job in jobs.items()}
+        return written
 
-    def _append(self, table: str, files: list[DataFile]) -> None:
+    def _append(self, table: str, files: list[DataFile]) -> int:
+        new = sum(file.rows for file in files)
         if table not in KEYED:
             self.lake.transact(table, files, app(self.batch_id), self.metadata)
-            return
+            return new
         key, folder = KEYED[table], self.lake.folder(table)
         own = pa.concat_tables([self.lake.read(table, TABLES[table].names, files=[f"{folder}/{file.path}"]) for file in files])
 
         def build(version: int) -> tuple[list[DataFile], list[DataFile]]:
+            nonlocal new
             there = self.lake.read(table, [key], files=self.lake.files(table, version)).column(0)
             absent = own.filter(
                 pc.invert(pc.is_in(own.column(key), value_set=there.combine_chunks() if there.num_chunks else pa.array([], pa.string())))
             )
-            if absent.num_rows == own.num_rows:
+            new = absent.num_rows
+            if new == own.num_rows:
                 return files, []
             file = self.lake.write_file(table, absent.cast(TABLES[table].arrow()), f"part-{self.batch_id}-{uuid.uuid4().hex[:8]}.parquet")
             return [file] if file else [], []
 
         self.lake.transact(table, build, app(self.batch_id), self.metadata, reads=True)
+        return new
 
     def close(self, ledger: Rows) -> None:
         """The commit point: one row per claimed source in ``sources``."""

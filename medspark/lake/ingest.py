@@ -311,10 +311,9 @@ class Ingest:
             stage.add(rejected_rows(rejections, lambda _: dataset, self._uri, now))
             files["rejected"] = stage.files("rejected")
         self.progress("commit: " + ", ".join(f"{sum(file.rows for file in listed)} {table}" for table, listed in files.items() if listed))
-        batch.append(files)
+        written = batch.append(files)
         batch.close(self._ledger(dataset, sources, images, rejections, now))
-        for table, listed in files.items():
-            self.summary.written[table] += sum(file.rows for file in listed)
+        self.summary.written.update(written)
         self.summary.written["sources"] += len(sources)
         finish(self.lake, self.ids, self.settings, self.run_id, batch.batch_id, self.summary)
         batch.release()
