@@ -22,10 +22,10 @@ from medspark.tables.catalog import SERIES, SLICES
 from medspark.tables.rows import Rows
 from medspark.tables.work import Unit
 
-GEOMETRY = [column.name for column in SLICES.columns if column.dtype != "binary" and column.name not in ("header_json",)]
-"""Columns of ``slices`` that `assemble` reads: all but the wide ones."""
 DERIVED = ("t", "k", "position_mm", "verdict", "usable")
 """Columns of ``slices`` that depend on the other slices of the series."""
+INSTANCE = ["dataset", "series_instance_id"]
+WRITTEN_BY = ("run_id", "batch_id")
 
 
 def only(rows: Rows, parents: set[str], subjects: set[str]) -> Rows:
@@ -77,38 +77,31 @@ def files(lake: Lake, stage: Stage, settings: Config) -> dict[str, list[DataFile
     return {table: stage.files(table, patches.get(table)) for table in stage.tables()}
 
 
-def _by_instance(slices: pa.Table) -> dict[tuple[str, str], pa.Table]:
-    keys = list(zip(slices.column("dataset").to_pylist(), slices.column("series_instance_id").to_pylist(), strict=True))
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, []).append(place)
-    return {key: slices.take(pa.array(listed)) for key, listed in places.items()}
+def _instances(rows: pa.Table) -> set[tuple[str, str]]:
+    """The distinct (dataset, series_instance_id) of rows."""
+    distinct = rows.select(INSTANCE).group_by(INSTANCE).aggregate([])
+    return set(zip(*(distinct.column(name).to_pylist() for name in INSTANCE), strict=True))
 
 
-def _assembled(lake: Lake, stage: Stage, settings: Config):  # type: ignore[no-untyped-def]
+def _assembled(lake: Lake, stage: Stage, settings: Config) -> Callable[[pa.Table], pa.Table]:
     """Stages the rows of new series and returns the patch that fills the derived columns of the new slices.
 
     Series that the lake already has are left to `replan`, after the commit point; their new slices get the right values now.
     """
-    from medspark.series.assemble import assemble
+    from medspark.series.assemble import NEEDED, assemble
 
-    new = stage.narrow("slices", GEOMETRY)
-    there = existing_slices(lake, set(new.column("series_instance_id").to_pylist()), GEOMETRY)
-    late = set(_by_instance(there)) if there.num_rows else set()
-    everything = pa.concat_tables([new, there.cast(new.schema)]) if there.num_rows else new
-    derived: dict[str, dict[str, object]] = {}
-    for key, slices in _by_instance(everything).items():
-        assembled = assemble(slices, settings.verdicts)
-        derived.update(_values(assembled.slices))
-        if key not in late:
-            stage.add(assembled.series)
-
-    return lambda piece: _with_derived(piece, derived)
+    new = stage.narrow("slices", list(NEEDED))
+    there = existing_slices(lake, pc.unique(new.column("series_instance_id")).to_pylist(), NEEDED)
+    late = _instances(there)
+    assembled = assemble(pa.concat_tables([new, there.cast(new.schema)]), settings.verdicts)
+    stage.add(_rows_where(assembled.series, lambda row: tuple(row) not in late))
+    return lambda piece: _with_derived(piece, assembled.slices)
 
 
-def _values(slices: pa.Table) -> dict[str, dict[str, object]]:
-    """image_id -> derived values."""
-    return {row["image_id"]: row for row in slices.select(["image_id", *DERIVED]).to_pylist()}
+def _rows_where(series: Rows, keep: Callable[[tuple[str, ...]], bool]) -> Rows:
+    """The rows of `Assembled.series` whose (dataset, series_instance_id) are to be kept."""
+    mask = pa.array([keep(key) for key in zip(*(series.columns[name].to_pylist() for name in INSTANCE), strict=True)], pa.bool_())
+    return Rows(series.table, {name: values.filter(mask) for name, values in series.columns.items()})
 
 
 def _counted(stage: Stage):  # type: ignore[no-untyped-def]
@@ -128,74 +121,78 @@ def _counted(stage: Stage):  # type: ignore[no-untyped-def]
 
 
 def replan(lake: Lake, batch_id: str, settings: Config) -> None:
-    """Brings series that a batch has added slices to up to date: their row, and ``k``, ``t`` and verdicts of slices that were there before.
+    """Brings series that a batch has added slices to up to date: their rows, and ``k``, ``t`` and verdicts of slices that were there before.
 
-    A function of the rows in the lake alone, so that it may be repeated after any kill.
+    All of them in one transaction on each table. A function of the rows in the lake alone, so that it may be repeated after any kill.
     """
+    from medspark.series.assemble import NEEDED, assemble
+
     if not lake.exists("slices"):
         return
-    own = lake.read(
-        "slices",
-        ["series_instance_id"],
-        pc.field("batch_id") == batch_id,
-        files=admitted_paths(lake.actions("slices"), "batch_id", [batch_id]),
+    paths = admitted_paths(lake.actions("slices"), "batch_id", [batch_id])
+    own = lake.read("slices", INSTANCE, pc.field("batch_id") == batch_id, files=paths)
+    if not own.num_rows:
+        return
+    # A series that came whole with this batch was assembled before its append: its row bears this batch's id.
+    wanted = pc.unique(own.column("series_instance_id"))
+    older = lake.read("series", INSTANCE, pc.field("series_instance_id").isin(wanted) & (pc.field("batch_id") != batch_id))
+    grown = _instances(own) & _instances(older)
+    if not grown:
+        return
+    slices = existing_slices(
+        lake, {instance for _, instance in grown}, [*NEEDED, *(name for name in DERIVED if name not in NEEDED), *WRITTEN_BY]
     )
-    instances = set(own.column(0).to_pylist())
-    if not instances:
-        return
-    slices = existing_slices(lake, instances, GEOMETRY)
-    mixed = {key for key, rows in _by_instance(slices).items() if set(rows.column("batch_id").to_pylist()) != {batch_id}}
-    for key, rows in _by_instance(slices).items():
-        if key in mixed:
-            _merge(lake, rows, settings)
-
-
-def _merge(lake: Lake, slices: pa.Table, settings: Config) -> None:
-    from medspark.series.assemble import assemble
-
+    slices = slices.filter(_is_among(slices, grown))
     assembled = assemble(slices, settings.verdicts)
-    before, after = _values(slices), _values(assembled.slices)
-    changed = [
-        {"image_id": image_id, **row} for image_id, row in after.items() if any(row[name] != before[image_id][name] for name in DERIVED)
-    ]
-    if changed:
-        lake.rewrite("slices", lambda rows: _with_derived(rows, after), "series_id", set(slices.column("series_id").to_pylist()))
-    series = pa.Table.from_batches([assembled.series.to_arrow("", "")])
-    names = [name for name in series.schema.names if name not in ("run_id", "batch_id")]
-    there = {
-        row["series_id"]: row for row in lake.read("series", series.schema.names, pc.field("series_id").isin(_ids(series))).to_pylist()
-    }
-    told = {row["series_id"]: row for row in series.to_pylist()}
-    if all({name: there.get(key, {}).get(name) for name in names} == {name: row[name] for name in names} for key, row in told.items()):
-        return
-    wrote = {row["series_id"]: row for row in slices.select(["series_id", "run_id", "batch_id"]).to_pylist()}
+    changed = _changed(slices, assembled.slices)
+    if changed.num_rows:
+        lake.rewrite("slices", lambda rows: _with_derived(rows, changed), "series_id", changed.column("series_id").to_pylist())
+    _replace_series(lake, assembled.series, slices)
+
+
+def _is_among(rows: pa.Table, instances: set[tuple[str, str]]) -> pa.Array:
+    keys = zip(*(rows.column(name).to_pylist() for name in INSTANCE), strict=True)
+    return pa.array([key in instances for key in keys], pa.bool_())
+
+
+def _changed(before: pa.Table, after: pa.Table) -> pa.Table:
+    """Those rows of ``after`` (see `Assembled.slices`) whose derived columns are others than in ``before``."""
+    before = before.take(pc.index_in(after.column("image_id"), value_set=before.column("image_id")))
+    pairs = [zip(before.column(name).to_pylist(), after.column(name).to_pylist(), strict=True) for name in DERIVED]
+    return after.filter(pa.array([any(was != now for was, now in row) for row in zip(*pairs, strict=True)], pa.bool_()))
+
+
+def _replace_series(lake: Lake, series: Rows, slices: pa.Table) -> None:
+    """Writes the rows of series anew where they differ; who wrote a series (run and batch) stays, a new part is its slices' batch's."""
+    told = {row["series_id"]: row for row in pa.Table.from_batches([series.to_arrow("", "")]).to_pylist()}
+    ids = pa.array(sorted(told), pa.string())
+    there = {row["series_id"]: row for row in lake.read("series", SERIES.names, pc.field("series_id").isin(ids)).to_pylist()}
+    wrote = {row["series_id"]: row for row in slices.select(["series_id", *WRITTEN_BY]).to_pylist()}
     for key, row in told.items():
-        row.update({name: there.get(key, wrote[key])[name] for name in ("run_id", "batch_id")})
+        row.update({name: there.get(key, wrote[key])[name] for name in WRITTEN_BY})
+    anew = [row for key, row in told.items() if row != there.get(key)]
+    if not anew:
+        return
+    replaced = pa.array([row["series_id"] for row in anew], pa.string())
 
-    def without(rows: pa.Table) -> pa.Table:
-        mine = pc.is_in(rows.column("series_id"), value_set=_ids(series))
-        return rows.filter(pc.invert(mine)) if pc.any(mine).as_py() else rows
-
-    def anew() -> list[DataFile]:
-        file = lake.write_file("series", pa.Table.from_pylist(list(told.values()), SERIES.arrow()), f"part-{uuid.uuid4().hex}.parquet")
+    def write() -> list[DataFile]:
+        file = lake.write_file("series", pa.Table.from_pylist(anew, SERIES.arrow()), f"part-{uuid.uuid4().hex}.parquet")
         return [file] if file else []
 
-    lake.rewrite("series", without, "series_id", told, anew)
+    lake.rewrite("series", drop_where(pc.field("series_id").isin(replaced)), "series_id", replaced.to_pylist(), write)
 
 
-def _ids(series: pa.Table) -> pa.Array:
-    return series.column("series_id").combine_chunks()
-
-
-def _with_derived(rows: pa.Table, derived: Mapping[str, Mapping[str, object]]) -> pa.Table:
-    """Rows of ``slices`` with the derived columns of those that ``derived`` names."""
-    ids = rows.column("image_id").to_pylist()
-    if not any(image_id in derived for image_id in ids):
+def _with_derived(rows: pa.Table, derived: pa.Table) -> pa.Table:
+    """Rows of ``slices`` with the derived columns of those that ``derived`` (see `Assembled.slices`) names."""
+    places = pc.index_in(rows.column("image_id"), value_set=derived.column("image_id"))
+    found = pc.is_valid(places)
+    if not pc.any(found).as_py():
         return rows
     for name in DERIVED:
-        place, old = rows.schema.get_field_index(name), rows.column(name).to_pylist()
-        values = [derived[image_id][name] if image_id in derived else was for image_id, was in zip(ids, old, strict=True)]
-        rows = rows.set_column(place, rows.schema.field(place), pa.array(values, rows.schema.field(place).type))
+        place = rows.schema.get_field_index(name)
+        field = rows.schema.field(place)
+        values = derived.column(name).take(places).cast(field.type)
+        rows = rows.set_column(place, field, pc.if_else(found, values, rows.column(place)))
     return rows
 
 

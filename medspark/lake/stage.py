@@ -7,7 +7,9 @@ the order of the units (runs of one parent), so that min/max statistics prune be
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rows
 
 Patch = Callable[[pa.Table], pa.Table]
+WRITERS = 2  # files of a table that are written at a time, each some 100 MB in memory
 
 
 @dataclass
@@ -64,30 +67,39 @@ class Stage:
             yield pa.Table.from_batches([batch])
 
     def files(self, table: str, patch: Patch | None = None) -> list[DataFile]:
-        """Writes the table's files (uncommitted), each sorted by the table's clustering columns; ``patch`` sees every piece of rows."""
-        files: list[DataFile] = []
+        """Writes the table's files (uncommitted), each sorted by the table's clustering columns; ``patch`` sees every piece of rows.
+
+        Reading the stage and sorting and writing files run side by side (Arrow lets go of the interpreter); a few files are in memory at a time.
+        """
+        by = [(name, "ascending") for name in TABLES[table].cluster_by]
+
+        def write(data: pa.Table) -> DataFile | None:
+            data = data.cast(TABLES[table].arrow())
+            return self.lake.write_file(table, data.sort_by(by) if by else data, f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet")
+
+        files: list[DataFile | None] = []
+        jobs: deque[Future[DataFile | None]] = deque()
+        with ThreadPoolExecutor(WRITERS) as pool:
+            for pieces in self._file_sized(table):
+                data = pa.concat_tables(pieces)
+                jobs.append(pool.submit(write, data if patch is None else patch(data)))  # a patch may remember what it has seen
+                if len(jobs) > WRITERS:
+                    files.append(jobs.popleft().result())
+            files += [job.result() for job in jobs]
+        return [file for file in files if file]
+
+    def _file_sized(self, table: str) -> Iterator[list[pa.Table]]:
+        """The staged rows in portions for one file each."""
         pending: list[pa.Table] = []
         size = 0
-
-        def flush() -> None:
-            nonlocal pending, size
-            if not pending:
-                return
-            data = pa.concat_tables(pending).cast(TABLES[table].arrow())
-            by = [(name, "ascending") for name in TABLES[table].cluster_by]
-            file = self.lake.write_file(table, data.sort_by(by) if by else data, f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet")
-            files.extend([file] if file else [])
-            pending, size = [], 0
-
         for piece in self._stream(table):
-            if patch is not None:
-                piece = patch(piece)
             pending.append(piece)
             size += piece.nbytes
             if size >= 2 * NARROW_FILE_BYTES:  # in memory; on disk about half of it
-                flush()
-        flush()
-        return files
+                yield pending
+                pending, size = [], 0
+        if pending:
+            yield pending
 
     def clear(self) -> None:
         self.lake.filesystem_delete(self.lake.folder(PRIVATE, self.batch_id))

@@ -1,28 +1,30 @@
 """Rows of ``slices`` -> rows of ``series``, with the places of the slices and verdicts on how they lie together. Pure, order-independent.
 
-Used for a new series and for one that received late slices alike: give it all slices of one series instance, new and old.
+Used for new series and for those that received late slices alike: give it all slices of the series instances, new and old. It works on
+columns and takes many series at once: what is Python costs per series, not per slice, so that the driver of a cluster keeps up with its
+tasks.
 """
 
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medspark.series import geometry
-from medspark.tables.catalog import SERIES
+from medspark.series.volumes import VOLUME_ATTRIBUTES, tell_volumes
+from medspark.tables.catalog import SERIES, SLICES
 from medspark.tables.rows import Rows
-from medspark.tables.verdicts import Severity, usable
+from medspark.tables.verdicts import SEVERITY, Severity, usable
 
 THICKNESS_MM = 1e-3  # nominal thicknesses that differ by more are mixed: headers print them to 1e-4 mm
-MIN_COVER = 0.5  # a volume told apart by an attribute holds more than this part of the positions: else the attribute just varies by slice
 UPDATES = ("image_id", "series_id", "t", "k", "position_mm", "verdict", "usable")
 """Columns of `Assembled.slices`."""
 
@@ -55,19 +57,6 @@ NEEDED = (
     "verdict",
 )
 """Columns of ``slices`` that are read; nothing else has to be fetched."""
-
-VOLUME_ATTRIBUTES = (
-    "temporal_position",
-    "cardiac_phase_pct",
-    "time_ms",
-    "echo_time_ms",
-    "b_value",
-    "acquisition_number",
-    "image_type",
-)
-"""What tells the volumes of a series apart, the most explicit first; image_type parts magnitude from phase, water from fat."""
-ORDERED_ATTRIBUTES = ("time_ms", "temporal_position", "acquisition_number")
-"""What orders the repeats of each position where no value is shared between positions (times of a dynamic series)."""
 
 HEADER_COLUMNS = (
     "modality",
@@ -105,35 +94,6 @@ class Assembled:
     slices: pa.Table
 
 
-def assemble(slices: pa.Table, overrides: Mapping[str, Severity] | None = None) -> Assembled:
-    """The series that ``slices`` form.
-
-    slices : rows of table ``slices`` of one series instance in one data set, all its parts, any order; payload and header_json not needed
-    overrides : severities of the config section ``[verdicts]``
-    A part is split off where frame of reference, orientation or size differ (``series_id``); SPLIT_ORIENTATION stands for the first two, since
-    another frame of reference has other axes. Volumes are told apart only where positions
-    repeat. ``k`` is the rank of the slice's position among the distinct ones of its part, so that equal ``k`` of
-    two volumes is one place; where positions repeat without volumes it is the
-    rank by (position, image_id).
-    """
-    rows = sorted(slices.select([name for name in NEEDED if name in slices.column_names]).to_pylist(), key=lambda row: row["image_id"])
-    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        parts[row["series_id"]].append(row)
-    orientations = {(_orientation_key(part[0]), _attributes(part[0]).get("frame_of_reference_id")) for part in parts.values()}
-    sizes = {(part[0]["rows"], part[0]["cols"]) for part in parts.values()}
-    split = [code for code, kinds in (("SPLIT_ORIENTATION", orientations), ("SPLIT_SIZE", sizes)) if len(kinds) > 1]
-    records, updates = [], []
-    for series_id in sorted(parts):
-        record, placed = _part(parts[series_id], split, overrides)
-        records.append(record)
-        updates += placed
-    columns = {name: pa.array([record[name] for record in records], kind) for name, kind in SERIES_TYPES.items()}
-    updates.sort(key=lambda row: row["image_id"])
-    table = pa.table({name: pa.array([row[name] for row in updates], SLICE_TYPES[name]) for name in UPDATES})
-    return Assembled(Rows("series", columns), table)
-
-
 SERIES_TYPES = {field.name: field.type for field in SERIES.arrow() if field.name not in ("run_id", "batch_id")}
 SLICE_TYPES = {
     "image_id": pa.string(),
@@ -146,50 +106,147 @@ SLICE_TYPES = {
 }
 
 
-def _orientation_key(row: Mapping[str, Any]) -> str:
-    return geometry.orientation_key(geometry.unit_orientation(row.get("image_orientation")))
+def assemble(slices: pa.Table, overrides: Mapping[str, Severity] | None = None) -> Assembled:
+    """The series that ``slices`` form.
+
+    slices : rows of table ``slices`` of whole series instances with all their parts, any order; payload and header_json not needed
+    overrides : severities of the config section ``[verdicts]``
+    A part is split off where frame of reference, orientation or size differ (``series_id``); SPLIT_ORIENTATION stands for the first two,
+    since another frame of reference has other axes. Volumes are told apart only where positions repeat. ``k`` is the rank of the slice's
+    position among the distinct ones of its part, so that equal ``k`` of two volumes is one place; where positions repeat without volumes
+    it is the rank by (position, image_id).
+    """
+    table = slices.select([name for name in NEEDED if name in slices.column_names])
+    order = pc.sort_indices(table, sort_keys=[("series_id", "ascending"), ("image_id", "ascending")])
+    columns = _Columns(table.take(order).combine_chunks())
+    splits = _splits(columns)
+    records = [_part(columns, part, splits[part], overrides) for part in range(len(columns.starts))]
+    series = Rows("series", {name: pa.array([record[name] for record in records], kind) for name, kind in SERIES_TYPES.items()})
+    updates = pa.table({name: values.cast(SLICE_TYPES[name]) for name, values in columns.updates(overrides).items()})
+    ids = updates.column("image_id")
+    if len(ids) > 1 and not pc.all(pc.less_equal(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py():
+        updates = updates.take(pc.sort_indices(ids))
+    return Assembled(series, updates.select(UPDATES))
 
 
-def _attributes(row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(row.get("series_attributes") or "{}")
+class _Columns:
+    """Final. Slices by (series_id, image_id) as arrays: what `_part` reads of its rows, and ``t``, ``k``, ``position_mm`` that it fills in.
+
+    starts, stops : (parts,) rows of each part;  first : the row that speaks for each part;  said : what it says about its series
+    origin_mm : (n, 3) float64, NaN without ImagePositionPatient;  oriented : (n,) bool, six cosines are there
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table, n = table, table.num_rows
+        codes = table.column("series_id").combine_chunks().dictionary_encode().indices.to_numpy()
+        self.starts = np.flatnonzero(np.diff(codes, prepend=-1)) if n else np.empty(0, np.int64)
+        self.stops = np.append(self.starts[1:], n).astype(np.int64) if n else np.empty(0, np.int64)
+        self.first: list[dict[str, Any]] = table.take(pa.array(self.starts)).to_pylist()
+        self.said: list[dict[str, Any]] = [json.loads(row.get("series_attributes") or "{}") for row in self.first]
+        self.origin_mm, self.has_origin = self._vectors("image_position_mm", 3)
+        self.orientation, self.oriented = self._vectors("image_orientation", 6)
+        self.along_mm, self.has_along = self._numbers("position_mm")
+        self.thickness_mm, self.has_thickness = self._numbers("slice_thickness_mm")
+        self.rescale = [self._numbers(name) for name in ("rescale_slope", "rescale_intercept")]
+        syntax = self._column("transfer_syntax").dictionary_encode()
+        self.syntax, self.syntaxes = syntax.indices.fill_null(-1).to_numpy(), syntax.dictionary.to_pylist()
+        self.localizer = _holding(self._column("image_type"), lambda values: pc.match_substring(values, "LOCALIZER", ignore_case=True))
+        self.t = np.zeros(n, np.int32)
+        self.k, self.placed = np.zeros(n, np.int32), np.zeros(n, bool)
+        self.position_mm = np.zeros(n)
+
+    def _column(self, name: str) -> pa.Array:
+        if name in self.table.column_names:
+            return self.table.column(name).combine_chunks()
+        return pa.nulls(self.table.num_rows, SERIES_OR_SLICE[name])
+
+    def _numbers(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(values, which of them are there)."""
+        column = self._column(name)
+        return column.fill_null(0.0).to_numpy(zero_copy_only=False), column.is_valid().to_numpy(zero_copy_only=False)
+
+    def _vectors(self, name: str, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """((n, width) float64, which of them are there)."""
+        column = self._column(name)
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        there = lengths == width
+        found = np.full((len(lengths), width), np.nan)
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        found[there] = flat[(np.cumsum(lengths) - lengths)[there, None] + np.arange(width)]
+        return found, there
+
+    def updates(self, overrides: Mapping[str, Severity] | None) -> dict[str, pa.Array]:
+        """The columns `UPDATES`."""
+        severity = {**SEVERITY, **(overrides or {})}
+        blocking = pa.array([code for code, said in severity.items() if said == "block"], pa.string())
+        verdict = self._column("verdict")
+        blocked = _holding(verdict, lambda values: pc.is_in(values, value_set=blocking))
+        return {
+            "image_id": self._column("image_id"),
+            "series_id": self._column("series_id"),
+            "t": pa.array(self.t),
+            "k": pa.array(self.k, mask=~self.placed),
+            "position_mm": pa.array(self.position_mm, mask=~self.placed),
+            "verdict": verdict,
+            "usable": pa.array(~blocked),
+        }
+
+
+SERIES_OR_SLICE = {name: SLICES.arrow().field(name).type for name in NEEDED}
+
+
+def _holding(lists: pa.Array, test: Callable[[pa.Array], pa.Array]) -> np.ndarray:
+    """(n,) bool: whether one of a list's values passes the test."""
+    found = np.zeros(len(lists), bool)
+    hits = test(lists.flatten()).fill_null(False).to_numpy(zero_copy_only=False)
+    found[pc.list_parent_indices(lists).to_numpy()[hits]] = True
     return found
 
 
-def _part(
-    rows: list[dict[str, Any]], split: list[str], overrides: Mapping[str, Severity] | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One series: its row and its slices' updates. ``rows`` by image_id; the first one speaks for the series."""
-    first = rows[0]
-    said = _attributes(first)
-    orientation = next((found for row in rows if (found := geometry.unit_orientation(row.get("image_orientation")))), None)
-    in_space = [row for row in rows if orientation is not None and row.get("image_position_mm") is not None]
-    placed = in_space or [row for row in rows if row.get("position_mm") is not None]  # NIfTI without sform and qform: distances alone
+def _splits(columns: _Columns) -> list[list[str]]:
+    """For each part the verdicts on how its series instance is split."""
+    orientations: dict[tuple[Any, Any], set[Any]] = defaultdict(set)
+    sizes: dict[tuple[Any, Any], set[Any]] = defaultdict(set)
+    keys = [(row["dataset"], row.get("series_instance_id")) for row in columns.first]
+    for key, row, said in zip(keys, columns.first, columns.said, strict=True):
+        axes = geometry.orientation_key(geometry.unit_orientation(row.get("image_orientation")))
+        orientations[key].add((axes, said.get("frame_of_reference_id")))
+        sizes[key].add((row["rows"], row["cols"]))
+    codes = (("SPLIT_ORIENTATION", orientations), ("SPLIT_SIZE", sizes))
+    return [[code for code, kinds in codes if len(kinds[key]) > 1] for key in keys]
+
+
+def _part(columns: _Columns, part: int, split: list[str], overrides: Mapping[str, Severity] | None) -> dict[str, Any]:
+    """The row of one series; the places of its slices go into ``columns``. The slice with the smallest image_id speaks for the series."""
+    start, stop = int(columns.starts[part]), int(columns.stops[part])
+    mine = slice(start, stop)
+    first, said = columns.first[part], columns.said[part]
+    orientation = _orientation(columns, start, stop)
+    spatial = orientation is not None and bool(columns.has_origin[mine].any())  # NIfTI without sform and qform: distances alone
+    placed = start + np.flatnonzero((columns.has_origin if spatial else columns.has_along)[mine])
     verdict: list[str] = []
     shape = geometry.Stack(np.empty(0))
-    volume, place = {row["image_id"]: 0 for row in rows}, dict[str, int | None]()
-    positions: dict[str, float] = {}
-    if placed:
-        if in_space and orientation is not None:
-            origins = np.array([row["image_position_mm"] for row in placed], np.float64)
-            along = origins @ np.array(geometry.normal(orientation))
-        else:
-            along = np.array([row["position_mm"] for row in placed], np.float64)
+    if placed.size:
+        along = columns.along_mm[placed]
+        if spatial and orientation is not None:
+            along = columns.origin_mm[placed] @ np.asarray(geometry.normal(orientation))
         ranks = geometry.distinct_places(along)
-        positions = {row["image_id"]: float(value) for row, value in zip(placed, along, strict=True)}
-        repeats = len(ranks) - len(set(ranks.tolist()))
-        volumes = tell_volumes(placed, ranks) if repeats else np.zeros(len(placed), np.int64)
-        if volumes is None:
-            verdict.append("DUPLICATE_POSITIONS")
-            order = sorted(range(len(placed)), key=lambda index: (ranks[index], placed[index]["image_id"]))
-            place = {placed[index]["image_id"]: k for k, index in enumerate(order)}
+        columns.position_mm[placed], columns.placed[placed] = along, True
+        n_places = int(ranks.max()) + 1
+        volumes = None
+        if n_places < len(ranks):
+            attributes = [name for name in VOLUME_ATTRIBUTES if name in columns.table.column_names]
+            volumes = tell_volumes(columns.table.select(attributes).take(pa.array(placed)).to_pylist(), ranks)
+            verdict.append("DUPLICATE_POSITIONS" if volumes is None else "MULTI_VOLUME")
+        if volumes is not None:
+            columns.t[placed] = volumes
+        if "DUPLICATE_POSITIONS" in verdict:
+            columns.k[placed[np.argsort(ranks, kind="stable")]] = np.arange(len(ranks))
         else:
-            if repeats:
-                verdict.append("MULTI_VOLUME")
-                volume.update({row["image_id"]: int(t) for row, t in zip(placed, volumes, strict=True)})
-            place = {row["image_id"]: int(rank) for row, rank in zip(placed, ranks, strict=True)}
-        _, representatives = np.unique(ranks, return_index=True)  # the smallest image_id at each position
-        if in_space and orientation is not None:
-            shape = geometry.stack(origins[representatives], orientation, first.get("pixel_spacing_mm"))
+            columns.k[placed] = ranks
+        representatives = placed[np.unique(ranks, return_index=True)[1]]  # the smallest image_id at each position
+        if spatial and orientation is not None:
+            shape = geometry.stack(columns.origin_mm[representatives], orientation, first.get("pixel_spacing_mm"))
         else:
             gaps = geometry.slice_gaps(along)
             shape = geometry.Stack(gaps, float(np.median(gaps)) if len(gaps) else None)
@@ -199,18 +256,18 @@ def _part(
             verdict.append("MISSING_SLICES")
         if shape.tilt_deg is not None and shape.tilt_deg > geometry.TILT_DEG:
             verdict.append("GANTRY_TILT")
-    thicknesses = [row["slice_thickness_mm"] for row in rows if row.get("slice_thickness_mm") is not None]
-    if thicknesses and max(thicknesses) - min(thicknesses) > THICKNESS_MM:
+    thicknesses = columns.thickness_mm[mine][columns.has_thickness[mine]]
+    if thicknesses.size and thicknesses.max() - thicknesses.min() > THICKNESS_MM:
         verdict.append("MIXED_THICKNESS")
-    if len({(row.get("rescale_slope"), row.get("rescale_intercept")) for row in rows}) > 1:
+    if any((values[mine] != values[start]).any() or (there[mine] != there[start]).any() for values, there in columns.rescale):
         verdict.append("MIXED_RESCALE")
     verdict += split
-    if len(rows) == 1:
+    if stop - start == 1:
         verdict.append("SINGLE_SLICE")
-    if any("LOCALIZER" in (kind or "").upper() for row in rows for kind in row.get("image_type") or ()):
+    if columns.localizer[mine].any():
         verdict.append("LOCALIZER")
-    clean = "DUPLICATE_POSITIONS" not in verdict and len(placed) == len(rows)  # else k is no place on an even grid
-    record: dict[str, Any] = {
+    clean = "DUPLICATE_POSITIONS" not in verdict and placed.size == stop - start  # else k is no place on an even grid
+    return {
         **{name: said.get(name) for name in HEADER_COLUMNS},
         "series_id": first["series_id"],
         "dataset": first["dataset"],
@@ -219,76 +276,31 @@ def _part(
         "modality": first["modality"],
         "series_instance_id": first.get("series_instance_id") or said.get("series_instance_id") or first["series_id"],
         "study_date": _date(said.get("study_date")),
-        "n_slices": len(rows),
-        "n_volumes": len(set(volume.values())),
+        "n_slices": stop - start,
+        "n_volumes": int(np.unique(columns.t[mine]).size),
         "rows": first["rows"],
         "cols": first["cols"],
         "pixel_spacing_mm": first.get("pixel_spacing_mm"),
         "slice_spacing_mm": shape.spacing_mm,
-        "slice_thickness_mm": float(np.median(thicknesses)) if thicknesses else None,
+        "slice_thickness_mm": float(np.median(thicknesses)) if thicknesses.size else None,
         "orientation": list(orientation) if orientation is not None else None,
         "step_mm": list(shape.step_mm) if shape.step_mm is not None else None,
         "affine_lps_mm": list(shape.affine) if shape.affine is not None and clean else None,
         "tilt_deg": shape.tilt_deg,
-        "transfer_syntaxes": sorted({row["transfer_syntax"] for row in rows if row.get("transfer_syntax")}),
+        "transfer_syntaxes": sorted(columns.syntaxes[code] for code in np.unique(columns.syntax[mine]).tolist() if code >= 0),
         "verdict": verdict,
         "usable": usable(verdict, overrides),
     }
-    updates = [
-        {
-            "image_id": row["image_id"],
-            "series_id": row["series_id"],
-            "t": volume[row["image_id"]],
-            "k": place.get(row["image_id"]),
-            "position_mm": positions.get(row["image_id"]),
-            "verdict": row["verdict"],
-            "usable": usable(row["verdict"], overrides),
-        }
-        for row in rows
-    ]
-    return record, updates
+
+
+def _orientation(columns: _Columns, start: int, stop: int) -> tuple[float, ...] | None:
+    """Unit cosines of the part's first slice that has some."""
+    for row in (start + np.flatnonzero(columns.oriented[start:stop])).tolist():
+        found = geometry.unit_orientation(columns.orientation[row].tolist())
+        if found is not None:
+            return found
+    return None
 
 
 def _date(text: str | None) -> datetime.date | None:
     return datetime.date.fromisoformat(text) if text else None
-
-
-def tell_volumes(rows: Sequence[Mapping[str, Any]], ranks: np.ndarray) -> np.ndarray | None:
-    """Which volume each slice belongs to, such that each volume has each position at most once; None where no attribute tells.
-
-    ranks : (n,) int64 rank of each slice's position
-    Tried in turn: one attribute, two, three of `VOLUME_ATTRIBUTES` whose values split the repeats, the volumes ordered by them; then, for
-    positions that repeat equally often, the order of each position's repeats in time.
-    """
-    values = {name: [_sortable(row.get(name)) for row in rows] for name in VOLUME_ATTRIBUTES}
-    varying = [name for name in VOLUME_ATTRIBUTES if len(set(values[name])) > 1]
-    places = ranks.tolist()
-    n_places, most = len(set(places)), max(Counter(places).values())
-    for size in (1, 2, 3):
-        for names in itertools.combinations(varying, size):
-            keys = list(zip(*(values[name] for name in names), strict=True))
-            members = Counter(keys)
-            if len(set(zip(keys, places, strict=True))) < len(keys):
-                continue  # a volume would hold a position twice
-            if len(members) == most or min(members.values()) > MIN_COVER * n_places:
-                order = {key: t for t, key in enumerate(sorted(members))}
-                return np.array([order[key] for key in keys], np.int64)
-    if len(set(Counter(places).values())) == 1:
-        for name in ORDERED_ATTRIBUTES:
-            if len(set(zip(values[name], places, strict=True))) == len(places):
-                volumes = np.empty(len(places), np.int64)
-                met: Counter[int] = Counter()
-                for index in sorted(range(len(places)), key=lambda index: (places[index], values[name][index])):
-                    volumes[index] = met[places[index]]
-                    met[places[index]] += 1
-                return volumes
-    return None
-
-
-def _sortable(value: Any) -> tuple[int, float, str]:
-    """A value's place in an order that takes absent ones (first), numbers and lists of text."""
-    if value is None:
-        return (0, 0.0, "")
-    if isinstance(value, (int, float)):
-        return (1, float(value), "")
-    return (2, 0.0, "\\".join(map(str, value)))

@@ -79,6 +79,27 @@ def test_order_of_rows_changes_nothing_and_k_is_unique_within_a_volume(positions
         assert [position for _, position in along] == sorted(position for _, position in along)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=7), min_size=2, max_size=5), st.randoms(use_true_random=False))
+def test_many_series_at_once_are_what_each_is_alone(series, shuffle):
+    """Of each series some slices have no position, other thickness, orientation or size: whatever one lacks, its neighbours do not feel."""
+    changes = ({}, {}, {"image_position_mm": None}, {"slice_thickness_mm": None}, {"verdict": ["BURNED_IN"]}, {"rescale_slope": 2.0})
+    every = []
+    for number, positions in enumerate(series):
+        own = {"series_id": f"{number:032x}", "series_instance_id": f"2.25.{number}"}
+        rows = [slice_row(1000 * number + i, float(z), **own, **shuffle.choice(changes)) for i, z in enumerate(positions)]
+        rows[0] |= shuffle.choice(({}, {"image_orientation": None}, {"rows": 9, "series_id": f"{number + 50:032x}"}))
+        every.append(rows)
+    alone = [assemble(table_of(rows)) for rows in every]
+    mixed = [row for rows in every for row in rows]
+    shuffle.shuffle(mixed)
+    together = assemble(table_of(mixed))
+    key = lambda row: row["series_id"]
+    assert sorted(rows_of(together.series), key=key) == sorted((row for one in alone for row in rows_of(one.series)), key=key)
+    by_image = lambda row: row["image_id"]
+    assert together.slices.to_pylist() == sorted((row for one in alone for row in one.slices.to_pylist()), key=by_image)
+
+
 def test_acquisition_number_of_its_own_in_every_slice_is_one_volume():
     rows = [slice_row(index, 3.0 * index, acquisition_number=100 + index, time_ms=index * 950.0) for index in range(6)]
     series, updates = series_of(rows)
