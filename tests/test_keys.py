@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 
 import numpy as np
@@ -22,6 +23,13 @@ def test_ids_are_lower_case_hex_and_repeat(key: bytes | None, kind: str, parts: 
     first = Ids(key).digest(kind, *parts)
     assert HEX.fullmatch(first)
     assert first == Ids(key).digest(kind, *parts)
+
+
+@given(st.binary(min_size=1, max_size=130), TEXT)
+def test_digests_are_hmac_sha256_of_the_length_prefixed_parts(key: bytes, part: str) -> None:
+    raw = part.encode("utf-8")
+    message = b"4:kind" + str(len(raw)).encode() + b":" + raw
+    assert Ids(key).digest("kind", part) == hmac.digest(key, message, "sha256").hex()[:ID_DIGITS]
 
 
 @given(PARTS, PARTS)

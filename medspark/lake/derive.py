@@ -11,10 +11,12 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from medspark.config import Config
+from medspark.keys import ID_DIGITS
 from medspark.lake.files import DataFile, admitted_paths
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
@@ -184,16 +186,32 @@ def _replace_series(lake: Lake, series: Rows, slices: pa.Table) -> None:
 
 def _with_derived(rows: pa.Table, derived: pa.Table) -> pa.Table:
     """Rows of ``slices`` with the derived columns of those that ``derived`` (see `Assembled.slices`) names."""
-    places = pc.index_in(rows.column("image_id"), value_set=derived.column("image_id"))
-    found = pc.is_valid(places)
-    if not pc.any(found).as_py():
+    places = _places(rows.column("image_id"), derived.column("image_id"))
+    if places.null_count == len(places):
         return rows
+    found = places.is_valid()
     for name in DERIVED:
         place = rows.schema.get_field_index(name)
         field = rows.schema.field(place)
         values = derived.column(name).take(places).cast(field.type)
-        rows = rows.set_column(place, field, pc.if_else(found, values, rows.column(place)))
+        rows = rows.set_column(place, field, pc.if_else(found, values, rows.column(place)) if places.null_count else values)
     return rows
+
+
+def _places(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.Array:
+    """Where each id lies in the sorted ids ``among``, null where it does not: a search costs a tenth of hashing a batch's ids for each file."""
+    wanted, sorted_ids = _fixed_width(ids), _fixed_width(among)
+    places = np.searchsorted(sorted_ids, wanted)
+    absent = (places == len(sorted_ids)) | (sorted_ids[np.minimum(places, len(sorted_ids) - 1)] != wanted)
+    return pa.array(places, mask=absent)
+
+
+def _fixed_width(ids: pa.ChunkedArray) -> np.ndarray:
+    """(n,) bytes of ``ID_DIGITS``: the ids where they lie."""
+    column = ids.combine_chunks()
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+    return np.frombuffer(column.buffers()[2] or b"", f"S{ID_DIGITS}", len(column), int(offsets[0]))
 
 
 def forget_rejected(lake: Lake, sources: Mapping[str, object], job: str, settings: str) -> None:
