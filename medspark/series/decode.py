@@ -35,6 +35,7 @@ __all__ = [
     "ENCAPSULATED_PIXELS",
     "PARSE_ERRORS",
     "SYNTAXES",
+    "check_frames",
     "frame_count",
     "is_lossy",
     "keeps_as_received",
@@ -196,6 +197,22 @@ def read_frames(ds: Dataset, watch_frame: Callable[[int], None] = _unwatched, gu
         yield frame if expand is None else expand(frame)
 
 
+def check_frames(ds: Dataset) -> None:
+    """Raises Rejected(PIXEL_LENGTH) where the pixels cannot hold as many frames as the header says: to be asked before anything is made
+    for each of them (two thousand million frames fit into an integer string). Raises also what `read_frames` raises of the header.
+    """
+    tag, _, data = _pixel_data(ds)
+    layout, count = layout_of(ds), frame_count(ds)
+    if syntax_of(ds).encapsulated and not PIXEL_TAGS[tag]:
+        _items_enough(data, count)
+        return
+    samples = layout.rows * layout.cols * layout.samples
+    bits = 8 * np.dtype(PIXEL_TAGS[tag]).itemsize if PIXEL_TAGS[tag] else layout.bits_allocated
+    if layout.photometric == "YBR_FULL_422" and layout.samples == 3 and layout.bits_allocated == 8:
+        bits, samples = 8, 2 * layout.rows * layout.cols  # at least: chroma may be whole all the same
+    _long_enough(data, (count * samples * bits + 7) // 8)
+
+
 def raw_frames(ds: Dataset) -> Iterator[bytes]:
     """The compressed frames as received (fragments joined), for ``series.store = as_received``; decoded by codec ``dicom:<UID>``.
 
@@ -269,6 +286,11 @@ def _long_enough(data: bytes, needed: int) -> None:
         raise Rejected("PIXEL_LENGTH", "the pixels hold fewer bytes than Rows, Columns and NumberOfFrames need")
 
 
+def _items_enough(data: bytes, count: int) -> None:
+    if 8 * count > len(data):  # every frame needs an item of its own, with 8 bytes of tag and length
+        raise Rejected("PIXEL_LENGTH", "there are fewer fragments than frames")
+
+
 def _upsampled(data: np.ndarray, layout: Layout) -> np.ndarray:
     """Y1 Y2 Cb Cr ... -> (rows, cols, 3) Y, Cb, Cr; the pair shares its chroma (PS3.3 C.7.6.3.1.2)."""
     if layout.cols % 2:
@@ -282,8 +304,7 @@ def _upsampled(data: np.ndarray, layout: Layout) -> np.ndarray:
 
 def _fragments(ds: Dataset, data: bytes, count: int) -> Iterator[bytes]:
     """The frames of encapsulated pixels, with or without offset tables (PS3.5 A.4)."""
-    if 8 * count > len(data):  # every frame needs an item of its own, with 8 bytes of tag and length
-        raise Rejected("PIXEL_LENGTH", "there are fewer fragments than frames")
+    _items_enough(data, count)
     extended = None
     if "ExtendedOffsetTable" in ds and "ExtendedOffsetTableLengths" in ds:
         extended = (ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths)

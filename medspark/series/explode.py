@@ -86,6 +86,8 @@ def _explode_file(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what pydicom warns of is told by codes and verdicts
             check_image(head, settings)
+            count = 1  # until the pixels bear the header out: a number that lies is one image lost
+            decode.check_frames(head.dataset)
             count = frames.frame_count(head)
             instance = Instance(head, source, ids, settings)
         if "BURNED_IN" in instance.frames[0].verdict and settings.deid.burned_in == "quarantine":

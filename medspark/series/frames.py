@@ -251,7 +251,8 @@ def _float(value: int | None) -> float | None:
 
 
 def _rescale(head: Head) -> dict[str, Any]:
-    return {"rescale_slope": head.real(0x00281053), "rescale_intercept": head.real(0x00281052), "value_unit": head.text(0x00281054)}
+    slope = head.real(0x00281053) or None  # a slope of 0 would make every value the same: not told
+    return {"rescale_slope": slope, "rescale_intercept": head.real(0x00281052), "value_unit": head.text(0x00281054)}
 
 
 def _modality_lut(head: Head) -> tuple[np.ndarray | None, int]:

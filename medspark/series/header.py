@@ -23,6 +23,7 @@ from medspark.config import Config
 from medspark.deid import age_years
 from medspark.errors import Rejected, SkippedSource
 from medspark.keys import Ids
+from medspark.pixels.codestream import DEFLATED
 from medspark.series import decode, geometry
 from medspark.series.elements import tag_of
 from medspark.tables.names import basename
@@ -57,6 +58,11 @@ OTHER_JOBS = {
 FOREIGN_ERRORS = (*decode.PARSE_ERRORS, OSError)  # OSError: pydicom's own "no tag to read", on elements that lie in memory
 NUMBER_FORMATS = {2: "H", 4: "I", 8: "d"}
 MEMO_ENTRIES = 1 << 13  # parsed values remembered per process, 2 MB: the slices of a series share nine tenths of theirs
+
+
+def _plain(value: bytes) -> bool:
+    """Whether the bytes say the same in every character set: ISO 2022 writes its names in ASCII bytes behind an escape."""
+    return value.isascii() and b"\x1b" not in value
 
 
 @lru_cache(maxsize=MEMO_ENTRIES)
@@ -105,18 +111,18 @@ class Head:
         if element is None:
             return None
         value = element.value
-        if type(value) is bytes and value and value.isascii():
+        if type(value) is bytes and value and _plain(value):
             return _parts(value)[0] or None
         values = self.texts(tag)
         return values[0] if values and values[0] else None
 
     def texts(self, tag: int) -> list[str]:
-        """All values of a string element, padding stripped; non-ASCII bytes go through pydicom's character sets."""
+        """All values of a string element, padding stripped; other bytes than plain ASCII go through pydicom's character sets."""
         value = self._value(tag)
         if value is None or value == b"":
             return []
         if isinstance(value, bytes):
-            if value.isascii():
+            if _plain(value):
                 return list(_parts(value))
             try:
                 value = self.dataset[tag].value
@@ -292,6 +298,13 @@ def check_image(head: Head, settings: Config) -> None:
         raise Rejected("TOO_LARGE", "one frame exceeds guard.max_pixels")
 
 
+def _check_frames(head: Head, size: int, settings: Config) -> None:
+    """Refuses a number of frames that no file of ``size`` bytes holds, so that no plan counts on them; `decode.check_frames` is exact."""
+    held = settings.guard.max_file_bytes if decode.syntax_of(head.dataset).uid == DEFLATED else size
+    if frame_count(head) > held:
+        raise Rejected("PIXEL_LENGTH", "NumberOfFrames is larger than the number of bytes in the file")
+
+
 def scan(path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
     """What the plan needs to know of one file: a few hundred bytes.
 
@@ -316,6 +329,7 @@ def scan(path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_image(head, settings)
+        _check_frames(head, size, settings)
         return _header(head, uri, ids)
 
 
