@@ -12,7 +12,7 @@ import pydicom
 from medspark.config import Config
 from medspark.deid import echoes
 from medspark.deid.text import harmless_code
-from medspark.series import geometry, rescale
+from medspark.series import geometry, nuclear, rescale
 from medspark.series.header import FOREIGN_ERRORS, Head, frame_count, sop_class
 
 SHARED, PER_FRAME = 0x52009229, 0x52009230
@@ -27,6 +27,27 @@ HEAD_PARTS = frozenset(
 HEAD_WORDS = re.compile(
     r"\b(head|brain|skull|cranial|cranium|neuro|face|facial|orbits?|sinus(es)?|kopf|sch(ae|ä)del|cerebral|crane)\b", re.IGNORECASE
 )
+VIEWS = {
+    code: view
+    for view, codes in {
+        "AP": "399348003 R-10206",
+        "PA": "272479007 R-40888 R-10214",
+        "LL": "399173006 R-10236",
+        "RL": "399198007 R-10232",
+        "CC": "399162004 R-10242",
+        "MLO": "399368009 R-10226",
+        "ML": "399260004 R-10224",
+        "LM": "399352003 R-10228",
+        "LMO": "399099002 R-10230",
+        "XCCL": "399192008 R-1024A",
+        "XCCM": "399101009 R-1024B",
+        "FB": "399196006 R-10244",
+        "SIO": "399188001 R-102D0",
+        "ISO": "441555000 R-40AAA",
+    }.items()
+    for code in codes.split()
+}
+"""ViewPosition for the codes of a view in SCT and SRT."""
 CODES = ("laterality", "view_position", "voi_lut_function", "value_unit")
 NOT_SPLIT = 86_400_000 / 2  # an acquisition more than half a day "before" its series started after midnight
 
@@ -100,20 +121,36 @@ def _plain_frames(head: Head, common: dict[str, Any], verdict: tuple[str, ...], 
         "voi_lut_function": head.text(0x00281056),
     }
     first = _finish(head, columns, verdict)
-    if count == 1:
+    own = nuclear.frame_columns(head, count) if common["modality"] == "NM" else None
+    if count == 1 and own is None:
         return [first]
-    offsets, frame_time = head.floats(0x3004000C), head.real(0x00181063)
+    offsets, times = head.floats(0x3004000C), _frame_times_ms(head, count)
     found = []
     for index in range(count):
-        moved = {**columns, "frame_number": index + 1, "image_position_mm": None}
+        moved = {**columns, "frame_number": index + 1}
+        if count > 1:
+            moved["image_position_mm"] = None
         origin = first.columns["image_position_mm"]
         if offsets is not None and len(offsets) == count and first.orientation is not None and origin is not None:
             axis = geometry.normal(first.orientation)  # RT dose: planes along the normal (PS3.3 C.8.8.3.2)
             moved["image_position_mm"] = [origin[place] + axis[place] * (offsets[index] - offsets[0]) for place in range(3)]
-        if frame_time is not None:
-            moved["time_ms"] = frame_time * index
+        if times is not None:
+            moved["time_ms"] = times[index]
+        if own is not None:
+            moved.update(own[index])
         found.append(_finish(head, moved, verdict))
     return found
+
+
+def _frame_times_ms(head: Head, count: int) -> list[float] | None:
+    """When the frames of a loop began: by FrameTimeVector (from frame to frame, the first is 0), else by FrameTime (PS3.3 C.7.6.5)."""
+    if count == 1:
+        return None
+    steps = head.floats(0x00181065)
+    if steps is not None and len(steps) == count:
+        return [float(value) for value in np.cumsum([0.0, *steps[1:]])]
+    step = head.real(0x00181063)
+    return None if step is None else [step * index for index in range(count)]
 
 
 def _finish(head: Head, columns: dict[str, Any], verdict: tuple[str, ...]) -> Frame:
@@ -153,6 +190,15 @@ def _finish(head: Head, columns: dict[str, Any], verdict: tuple[str, ...]) -> Fr
     return Frame(columns, orientation, padding, lut, lut_first, tuple(codes))
 
 
+def _view(head: Head) -> str | None:
+    """ViewPosition, else the defined term for the code of ViewCodeSequence (PS3.3 C.8.11.5, C.8.11.7; PS3.16 CID 4010, 4014)."""
+    said = head.text(0x00185101)
+    if said:
+        return said
+    coded = head.item(0x00540220)
+    return VIEWS.get(coded.text(0x00080100) or "") if coded is not None else None
+
+
 def _common(head: Head) -> dict[str, Any]:
     """Columns that all frames share."""
     bits = head.short(0x00280100) or 8
@@ -161,6 +207,7 @@ def _common(head: Head) -> dict[str, Any]:
     signed = 1 if head.short(0x00280103) == 1 else 0
     padding, limit = head.short(0x00280120), head.short(0x00280121)
     return {
+        **dict.fromkeys(nuclear.COLUMNS),
         "modality": head.text(0x00080060) or "OT",
         "rows": head.short(0x00280010) or 0,
         "cols": head.short(0x00280011) or 0,
@@ -173,7 +220,7 @@ def _common(head: Head) -> dict[str, Any]:
         "padding_range_limit": None
         if limit is None or padding is None
         else rescale.signed_value(limit, signed, 16 if limit < 1 << 16 else 32),
-        "view_position": head.text(0x00185101),
+        "view_position": _view(head),
     }
 
 
@@ -229,8 +276,10 @@ def _spacing(head: Head) -> dict[str, Any]:
         down, right = region.double(0x0018602E), region.double(0x0018602C)
         if region.short(0x00186024) != CM_UNITS or region.short(0x00186026) != CM_UNITS or not down or not right:
             found.add(None)
-        else:
-            found.add((abs(down) * 10.0, abs(right) * 10.0))
+            continue
+        size = (abs(down) * 10.0, abs(right) * 10.0)
+        near = [known for known in found if known and all(abs(a - b) <= SPACING_EQUAL * b for a, b in zip(size, known, strict=True))]
+        found.add(near[0] if near else size)
     scale = found.pop() if len(found) == 1 else None  # several regions of different scale have no one spacing
     if scale is not None:
         return {"pixel_spacing_mm": list(scale), "pixel_spacing_source": "us_region"}

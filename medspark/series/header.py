@@ -192,6 +192,17 @@ class Head:
             return value & 0xFFFF if -32768 <= value < 0 else value
         return None
 
+    def shorts(self, tag: int) -> list[int] | None:
+        """Values of a US element; None where it is absent, empty or of odd length."""
+        value = self._value(tag)
+        if isinstance(value, bytes) and value and len(value) % 2 == 0:
+            return list(struct.unpack(f"{self.order}{len(value) // 2}H", value))
+        if isinstance(value, int):
+            return [value]
+        if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) and value and all(isinstance(part, int) for part in value):
+            return list(value)
+        return None
+
     def items(self, tag: int) -> list[Head]:
         """The items of a sequence."""
         if tag not in self.elements:
