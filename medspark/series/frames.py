@@ -21,9 +21,8 @@ SPATIAL_2D = 1  # RegionSpatialFormat: a two-dimensional image, no trace or spec
 SPACING_EQUAL = 1e-6  # relative: PixelSpacing written as a copy of ImagerPixelSpacing is the detector's (PS3.3 10.7.1.3)
 SECONDARY_CLASSES = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture and its multi-frame variants (7.1 to 7.4)
 SCREEN_TYPES = frozenset({"SCREEN SAVE", "SCREENSAVE", "SCREEN CAPTURE", "SCREEN", "CAPTURE", "SECONDARY CAPTURE"})
-HEAD_PARTS = frozenset(
-    {"HEAD", "BRAIN", "SKULL", "FACE", "HEADNECK", "HEAD AND NECK", "HEAD_NECK", "ORBIT", "ORBITS", "SINUS", "SINUSES", "IAC", "JAW"}
-)
+MOSAIC = "MOSAIC"  # in ImageType: Siemens tiles the slices of one volume into one image
+HEAD_PARTS = frozenset({"HEADNECK", "HEAD_NECK", "HEADANDNECK", "IAC", "JAW", "TMJ", "MAXILLA", "MANDIBLE", "WHOLEBODY", "WHOLE BODY"})
 HEAD_WORDS = re.compile(
     r"\b(head|brain|skull|cranial|cranium|neuro|face|facial|orbits?|sinus(es)?|kopf|sch(ae|ä)del|cerebral|crane)\b", re.IGNORECASE
 )
@@ -174,7 +173,8 @@ def _finish(head: Head, columns: dict[str, Any], verdict: tuple[str, ...]) -> Fr
     else:
         columns["modality_lut"] = None
     slope, intercept, unit = columns["rescale_slope"], columns["rescale_intercept"], columns["value_unit"]
-    columns["is_hu"] = rescale.is_hu(modality, columns["image_type"], sop_class(head), slope, intercept, unit)
+    grey = columns["photometric"].startswith("MONOCHROME")  # a scanner's report is a colour picture of modality CT
+    columns["is_hu"] = grey and rescale.is_hu(modality, columns["image_type"], sop_class(head), slope, intercept, unit)
     if columns["is_hu"]:
         columns["value_unit"] = "HU"
     elif unit is None and modality == "PT":
@@ -377,6 +377,8 @@ def _verdicts(head: Head) -> tuple[str, ...]:
         captured = what == SECONDARY_CLASSES or what.startswith(SECONDARY_CLASSES + ".") or bool(kinds & SCREEN_TYPES)
         if modality in ("US", "IVUS", "SC") or captured or head.text(0x00080064) is not None:
             codes.append("BURNED_IN_POSSIBLE")
+    if MOSAIC in kinds:
+        codes.append("MOSAIC")
     recognisable = (head.text(0x00280302) or "").upper()
     if modality in ("CT", "MR") and recognisable != "NO" and (recognisable == "YES" or _is_head(head)):
         codes.append("FACE_RECOGNISABLE")
@@ -386,5 +388,5 @@ def _verdicts(head: Head) -> tuple[str, ...]:
 def _is_head(head: Head) -> bool:
     part = (head.text(0x00180015) or "").upper()
     if part:
-        return part in HEAD_PARTS
+        return part in HEAD_PARTS or HEAD_WORDS.search(part) is not None
     return any(HEAD_WORDS.search(head.text(tag) or "") for tag in (0x0008103E, 0x00081030, 0x00181030))
