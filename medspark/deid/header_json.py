@@ -182,7 +182,8 @@ class _Walk:
     ) -> str | None:
         """`sequence`, but once only for a short one that is still bytes: a series repeats its codes and references slice by slice."""
         value = element.value
-        if not isinstance(value, bytes) or len(value) > BULK_BYTES or self.log is not None or self.echo is not None:
+        raw = type(element) is RawDataElement and isinstance(value, bytes)  # converted bytes are a sequence's tag with another VR
+        if not raw or len(value) > BULK_BYTES or self.log is not None or self.echo is not None:
             return self.sequence(ds, tag, charset, path, depth)
         implicit, little = element.is_implicit_VR, element.is_little_endian
         key = (tag, element.VR, value, implicit, little, charset, self.signed, depth, self.profile, self.days, self.ids.key)

@@ -29,7 +29,7 @@ from medspark.pixels.codestream import (
 )
 from medspark.pixels.samples import Layout, native_samples, significant, to_rgb
 from medspark.series.elements import tag_of
-from medspark.series.files import ENCAPSULATED_PIXELS, PARSE_ERRORS, PIXEL_TAGS, is_short, read_dicom
+from medspark.series.files import ENCAPSULATED_PIXELS, FOREIGN_ERRORS, PARSE_ERRORS, PIXEL_TAGS, is_short, read_dicom
 
 __all__ = [
     "ENCAPSULATED_PIXELS",
@@ -144,7 +144,7 @@ def _number(ds: Dataset, tag: BaseTag, name: str, default: int | None = None) ->
                 return int.from_bytes(value, "little" if element.is_little_endian else "big")
             try:
                 value = ds[tag].value
-            except PARSE_ERRORS:
+            except FOREIGN_ERRORS:
                 raise Rejected("MISSING_ATTRIBUTE", f"{name} cannot be parsed") from None
     if value is None or value == "":
         if default is None:
@@ -315,7 +315,7 @@ def _fragments(ds: Dataset, data: bytes, count: int) -> Iterator[bytes]:
                 return
             found += 1
             yield frame
-    except PARSE_ERRORS as error:
+    except FOREIGN_ERRORS as error:
         raise Rejected("DECODE_FAILED", f"the fragments of the pixels cannot be told apart ({type(error).__name__})") from None
     if found < count:
         raise Rejected("PIXEL_LENGTH", "there are fewer frames than NumberOfFrames says")
@@ -343,7 +343,7 @@ def _palette(ds: Dataset, layout: Layout, by: Syntax) -> Callable[[np.ndarray], 
         tables = [bytes(ds[f"{colour}PaletteColorLookupTableData"].value) for colour in ("Red", "Green", "Blue")]
         depth = "u1" if len(tables[0]) < 2 * entries else ("<u2" if by.little_endian else ">u2")
         lut = np.stack([np.frombuffer(table, depth, entries) for table in tables], axis=-1)
-    except PARSE_ERRORS as error:
+    except FOREIGN_ERRORS as error:
         raise Rejected("DECODE_FAILED", f"the palette is missing or broken ({type(error).__name__})") from None
     lut = np.ascontiguousarray(lut, lut.dtype.newbyteorder("<"))
 

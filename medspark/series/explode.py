@@ -184,7 +184,7 @@ class Instance:
         received = decode.raw_frames(dataset) if keep else None
         params = decode.layout_of(dataset).params() if keep else {}
         arrays = decode.read_frames(dataset, lambda index: watch(self.source, f"frame {index + 1}"), self.settings.guard)
-        per_frame = dataset[frames.PER_FRAME].value if frames.PER_FRAME in self.head else None
+        per_frame = dataset[frames.PER_FRAME].value if self.head.items(frames.PER_FRAME) else None  # broken ones count as absent
         cleaned, series_ids = "", dict[tuple[Any, ...], str]()
         count = 0
         for index, (frame, stored) in enumerate(zip(self.frames, arrays, strict=False)):

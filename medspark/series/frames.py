@@ -13,7 +13,8 @@ from medspark.config import Config
 from medspark.deid import echoes
 from medspark.deid.text import harmless_code
 from medspark.series import geometry, nuclear, rescale
-from medspark.series.header import FOREIGN_ERRORS, Head, frame_count, sop_class
+from medspark.series.files import FOREIGN_ERRORS
+from medspark.series.header import Head, frame_count, sop_class
 
 SHARED, PER_FRAME = 0x52009229, 0x52009230
 CM_UNITS = 3  # PhysicalUnitsXDirection: centimetres (PS3.3 C.8.5.5.1.15)

@@ -26,6 +26,7 @@ from medspark.keys import Ids
 from medspark.pixels.codestream import DEFLATED
 from medspark.series import decode, geometry
 from medspark.series.elements import tag_of
+from medspark.series.files import FOREIGN_ERRORS
 from medspark.tables.names import basename
 from medspark.tables.work import SourceFile
 
@@ -55,7 +56,6 @@ OTHER_JOBS = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".npz", ".npy"), "a photo or array: use ingest_photos"),
     **dict.fromkeys((".xml", ".json", ".geojson", ".csv", ".tsv", ".txt", ".md", ".html", ".pdf", ".log", ".yml", ".yaml"), "not an image"),
 }
-FOREIGN_ERRORS = (*decode.PARSE_ERRORS, OSError)  # OSError: pydicom's own "no tag to read", on elements that lie in memory
 NUMBER_FORMATS = {2: "H", 4: "I", 8: "d"}
 MEMO_ENTRIES = 1 << 13  # parsed values remembered per process, 2 MB: the slices of a series share nine tenths of theirs
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medspark.config import Config
 from medspark.series.kind import SERIES
-from tests.phantoms.series import IDS, explode_units, files_of, ingest, rows_of, slice_dataset, write
+from tests.phantoms.series import IDS, explode_units, files_of, ingest, rows_of, slice_dataset, write, write_enhanced
 
 CUTS = 20
 
@@ -144,3 +145,28 @@ def test_a_name_in_any_alphabet_comes_back_in_no_text(
 def _plain(rows: object) -> str:
     """JSON without escapes, so that a name is found however deep it lies."""
     return json.dumps(rows, default=str, ensure_ascii=False).replace("\\", "")
+
+
+# --- elements that are not what they seem --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value"),
+    [
+        (0x52009230, "SQ", b"abc "),  # pydicom's OSError while the rows were made
+        (0x52009230, "FL", b"\0\0"),
+        (0x52009230, "UI", b"-1"),
+        (0x00289145, "OB", b"\xfe\xff\x00\xe0\xff\xff\xff\xff"),  # a sequence's tag with the VR of bytes, deep in an item
+        (0x00280101, "SQ", b"abc "),
+        (0x00282110, "SQ", b"abc "),
+    ],
+)
+def test_an_element_that_is_none_of_its_kind_has_a_code_of_its_own(tmp_path: Path, tag: int, vr: str, value: bytes) -> None:
+    ds = pydicom.dcmread(write_enhanced(tmp_path / "good.dcm", [1, 2, 3]))
+    element = RawDataElement(pydicom.tag.Tag(tag), vr, len(value), value, 0, False, True)
+    (ds.SharedFunctionalGroupsSequence[0] if tag == 0x00289145 else ds)._dict[element.tag] = element
+    pydicom.dcmwrite(tmp_path / "bad.dcm", ds)
+    slices, _, rejections, others = ingest(tmp_path / "bad.dcm")
+    assert others == []
+    assert (len(slices), [rejection.code for rejection in rejections]) in ((3, []), (0, ["MISSING_ATTRIBUTE"]))
+    assert all("unexpected" not in rejection.message for rejection in rejections)
