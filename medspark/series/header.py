@@ -347,7 +347,7 @@ def scan(path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
 def _other_kind(start: bytes, name: str) -> None:
     suffix = PurePosixPath(name).suffix
     if start[:2] == b"\x1f\x8b" or start[:4] == b"PK\x03\x04" or suffix in (".gz", ".zip"):
-        raise Rejected("UNKNOWN_KIND", "a compressed file that is no NIfTI")
+        raise Rejected("UNKNOWN_KIND", "a compressed file that is no NIfTI: unpack it")
     if start[344:348] in (b"n+1\0", b"ni1\0"):
         raise Rejected("UNKNOWN_KIND", "a NIfTI file without its extension")
     if name == "dicomdir":
