@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
 from medspark import pixels
+from medspark.series.assemble import assemble
 from tests.phantoms.series import PT, US, ingest, slice_dataset, write
+from tests.phantoms.series import rows_of as made_of
 from tests.real import shared_data
 
 NM, DX, MG, SC = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("20", "1.1", "1.2", "7"))
@@ -83,6 +86,12 @@ def test_reconstructed_slices_are_stacked_by_the_sign_of_the_spacing(tmp_path, s
     assert [row["image_position_mm"] for row in rows] == [[-10, -20, 100 + spacing * place] for place in (0, 1, 2)] * 2
     assert [row["position_mm"] for row in rows] == [100 + spacing * place for place in (0, 1, 2)] * 2
     assert [(row["temporal_position"], row["time_ms"]) for row in rows] == [(1, 0)] * 3 + [(2, 50)] * 3
+    assembled = assemble(pa.Table.from_pylist(rows))
+    placed = {row["image_id"]: row for row in assembled.slices.to_pylist()}
+    assert [placed[row["image_id"]]["t"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert [placed[row["image_id"]]["k"] for row in rows] == ([0, 1, 2] if spacing > 0 else [2, 1, 0]) * 2
+    ((series,), size) = made_of(assembled.series), abs(spacing)
+    assert (series["n_volumes"], series["slice_spacing_mm"], series["verdict"]) == (2, size, ["MULTI_VOLUME"])
 
 
 def test_a_vector_of_another_length_says_nothing(tmp_path):
