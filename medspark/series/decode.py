@@ -201,8 +201,11 @@ def check_frames(ds: Dataset) -> None:
     """Raises Rejected(PIXEL_LENGTH) where the pixels cannot hold as many frames as the header says: to be asked before anything is made
     for each of them (two thousand million frames fit into an integer string). Raises also what `read_frames` raises of the header.
     """
+    count = frame_count(ds)
+    if count == 1:  # `read_frames` finds it soon enough
+        return
     tag, _, data = _pixel_data(ds)
-    layout, count = layout_of(ds), frame_count(ds)
+    layout = layout_of(ds)
     if syntax_of(ds).encapsulated and not PIXEL_TAGS[tag]:
         _items_enough(data, count)
         return

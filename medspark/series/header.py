@@ -311,8 +311,10 @@ def check_image(head: Head, settings: Config) -> None:
 
 def _check_frames(head: Head, size: int, settings: Config) -> None:
     """Refuses a number of frames that no file of ``size`` bytes holds, so that no plan counts on them; `decode.check_frames` is exact."""
-    held = settings.guard.max_file_bytes if decode.syntax_of(head.dataset).uid == DEFLATED else size
-    if frame_count(head) > held:
+    count = frame_count(head)
+    if count <= size:  # before anything is parsed: so it is in every honest file
+        return
+    if count > settings.guard.max_file_bytes or decode.syntax_of(head.dataset).uid != DEFLATED:
         raise Rejected("PIXEL_LENGTH", "NumberOfFrames is larger than the number of bytes in the file")
 
 
