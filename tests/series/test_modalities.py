@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -275,3 +276,42 @@ def test_a_capture_that_does_not_say_no_may_hold_names(tmp_path, said, verdicts)
     assert (row["verdict"], row["channels"], row["is_hu"]) == (verdicts, 3, False)
     array = pixels.decode(payload["bytes"], payload["codec"], payload["dtype"], payload["shape"])
     np.testing.assert_array_equal(array, np.arange(60).reshape(4, 5, 3))
+
+
+# --- nibabel's own DICOM files ----------------------------------------------------------------------------------------------------
+
+
+def nibabel_file(tmp_path, name):
+    folder = Path(pytest.importorskip("nibabel").__file__).parent / "nicom" / "tests" / "data"
+    if not (folder / name).exists():
+        pytest.skip("nibabel was installed without its test data")
+    data = (folder / name).read_bytes()
+    path = tmp_path / name.removesuffix(".gz")
+    path.write_bytes(gzip.decompress(data) if name.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["0.dcm", "siemens_dwi_1000.dcm.gz"])
+def test_a_siemens_mosaic_is_blocked(tmp_path, name):
+    """49 slices in one image: they were one usable slice of 896 x 896."""
+    ((row,), _, _, _) = ingest(nibabel_file(tmp_path, name))
+    assert "MOSAIC" in row["verdict"]
+    assert not row["usable"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # nibabel of its own reader
+def test_a_philips_multi_frame_lies_where_nibabel_says(tmp_path):
+    from nibabel.nicom.dicomwrappers import wrapper_from_file
+
+    path = nibabel_file(tmp_path, "philips_mprage.dcm.gz")
+    rows, _, rejections, _ = ingest(path)
+    assert rejections == []
+    ((series,),) = [made_of(assemble(pa.Table.from_pylist(rows)).series)]
+    assert (series["n_slices"], series["n_volumes"], series["slice_spacing_mm"]) == (176, 1, pytest.approx(1.0, abs=1e-5))
+    ours = np.array(series["affine_lps_mm"]).reshape(4, 4)
+    theirs = wrapper_from_file(path).affine  # (row, column, frame) to LPS, frames either way along the normal
+    np.testing.assert_allclose(ours[:3, [1, 0]], theirs[:3, :2], atol=1e-5)
+    along = np.sign(ours[:3, 2] @ theirs[:3, 2])
+    np.testing.assert_allclose(ours[:3, 2] * along, theirs[:3, 2], atol=1e-4)
+    first = ours[:3, 3] if along > 0 else ours[:3, 3] + 175 * ours[:3, 2]
+    np.testing.assert_allclose(first, theirs[:3, 3], atol=1e-2)
