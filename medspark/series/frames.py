@@ -19,7 +19,7 @@ from medspark.series.header import Head, frame_count, sop_class
 SHARED, PER_FRAME = 0x52009229, 0x52009230
 CM_UNITS = 3  # PhysicalUnitsXDirection: centimetres (PS3.3 C.8.5.5.1.15)
 SPATIAL_2D = 1  # RegionSpatialFormat: a two-dimensional image, no trace or spectrum
-SPACING_EQUAL = 1e-6  # relative: PixelSpacing written as a copy of ImagerPixelSpacing is the detector's (PS3.3 10.7.1.3)
+SPACING_EQUAL = 1e-6  # relative: PixelSpacing written as a copy of ImagerPixelSpacing is the detector's (PS3.3 10.7.1.1)
 SECONDARY_CLASSES = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture and its multi-frame variants (7.1 to 7.4)
 SCREEN_TYPES = frozenset({"SCREEN SAVE", "SCREENSAVE", "SCREEN CAPTURE", "SCREEN", "CAPTURE", "SECONDARY CAPTURE"})
 MOSAIC = "MOSAIC"  # in ImageType: Siemens tiles the slices of one volume into one image
@@ -259,17 +259,15 @@ def _functional(head: Head, shared: Head | None, own: Head) -> dict[str, Any]:
 
 
 def _spacing(head: Head) -> dict[str, Any]:
-    """Pixel spacing with where it comes from; a PixelSpacing that merely repeats the detector's is the detector's (PS3.3 10.7.1.3)."""
-    image, detector = _pair(head.floats(0x00280030)), _pair(head.floats(0x00181164))
-    calibrated = head.text(0x00280A02)
+    """Pixel spacing with where it comes from; a PixelSpacing that merely repeats the detector's or the film's is that one (PS3.3 10.7.1.1)."""
+    image, calibrated = _pair(head.floats(0x00280030)), head.text(0x00280A02)
+    others = {"ImagerPixelSpacing": _pair(head.floats(0x00181164)), "NominalScannedPixelSpacing": _pair(head.floats(0x00182010))}
+    for source, other in others.items():
+        copied = image is not None and other is not None and all(abs(a - b) <= SPACING_EQUAL * b for a, b in zip(image, other, strict=True))
+        if other is not None and (image is None or (copied and not calibrated)):
+            return {"pixel_spacing_mm": other if image is None else image, "pixel_spacing_source": source}
     if image is not None:
-        copied = detector is not None and all(abs(a - b) <= SPACING_EQUAL * b for a, b in zip(image, detector, strict=True))
-        return {"pixel_spacing_mm": image, "pixel_spacing_source": "ImagerPixelSpacing" if copied and not calibrated else "PixelSpacing"}
-    if detector is not None:
-        return {"pixel_spacing_mm": detector, "pixel_spacing_source": "ImagerPixelSpacing"}
-    scanned = _pair(head.floats(0x00182010))
-    if scanned is not None:
-        return {"pixel_spacing_mm": scanned, "pixel_spacing_source": "NominalScannedPixelSpacing"}
+        return {"pixel_spacing_mm": image, "pixel_spacing_source": "PixelSpacing"}
     found: set[tuple[float, float] | None] = set()
     for region in head.items(0x00186011):
         if region.short(0x00186012) != SPATIAL_2D:

@@ -334,6 +334,9 @@ def test_hounsfield_rule(tmp_path, attributes, is_hu, unit):
         ({"ImagerPixelSpacing": [0.5, 0.75]}, [0.5, 0.75], "ImagerPixelSpacing"),  # a copy of the detector's
         ({"ImagerPixelSpacing": [0.5, 0.75], "PixelSpacingCalibrationType": "GEOMETRY"}, [0.5, 0.75], "PixelSpacing"),
         ({"ImagerPixelSpacing": [0.6, 0.9]}, [0.5, 0.75], "PixelSpacing"),
+        ({"NominalScannedPixelSpacing": [0.5, 0.75]}, [0.5, 0.75], "NominalScannedPixelSpacing"),  # a copy of the film's
+        ({"NominalScannedPixelSpacing": [0.5, 0.75], "PixelSpacingCalibrationType": "FIDUCIAL"}, [0.5, 0.75], "PixelSpacing"),
+        ({"NominalScannedPixelSpacing": [0.4, 0.7]}, [0.5, 0.75], "PixelSpacing"),
         ({"PixelSpacing": None, "ImagerPixelSpacing": [0.1, 0.2]}, [0.1, 0.2], "ImagerPixelSpacing"),
         ({"PixelSpacing": None, "NominalScannedPixelSpacing": [0.1, 0.2]}, [0.1, 0.2], "NominalScannedPixelSpacing"),
         ({"PixelSpacing": [0, 0]}, None, None),
