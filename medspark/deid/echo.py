@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any
 
 import pydicom
 
@@ -46,14 +45,36 @@ _MAKERS = frozenset(
 )
 """A station called after its maker does not make the maker a secret."""
 HARMLESS = VOCABULARY | _MAKERS
-SHORTEST_ECHO = 3  # letters of a name ("Doe"); words of the vocabulary ("Head^Phantom") do not count
+NAMES = frozenset(
+    {
+        0x00080090,
+        0x00081048,
+        0x00081050,
+        0x00081060,
+        0x00081070,
+        0x00100010,
+        0x00101001,
+        0x00101005,
+        0x00101060,
+        0x00102297,
+        0x00321032,
+        0x00700084,
+    }
+)
+"""Those that are names of persons (VR PN), where two letters are a whole name (Li, Wu, Ng)."""
+SHORTEST_ECHO, SHORTEST_NAME = 3, 2  # letters; words of the vocabulary ("Head^Phantom") do not count
+_IDEOGRAPHS = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+"""Han, kana, hangul: one of them is a whole family name, and no blank stands between a name and the words beside it."""
+
+Identity = tuple[bool, bytes | str]
+"""(is it a person's name, the value: bytes where raw, str where converted)."""
 
 
-def identity_values(ds: pydicom.Dataset) -> tuple[Any, ...]:
-    """The identifying values of ``ds`` as they stand there: bytes where raw, str where converted; blank ones left out."""
+def identity_values(ds: pydicom.Dataset) -> tuple[Identity, ...]:
+    """The identifying values of ``ds`` as they stand there; blank ones left out."""
     elements = ds._dict
-    values = [getattr(elements[tag], "value", None) for tag in IDENTITY if tag in elements]  # type: ignore[index]
-    return tuple([value if isinstance(value, bytes) else str(value) for value in values if value])
+    values = [(tag in NAMES, getattr(elements[tag], "value", None)) for tag in IDENTITY if tag in elements]  # type: ignore[index]
+    return tuple([(name, value if isinstance(value, bytes) else str(value)) for name, value in values if value])
 
 
 def echoes(ds: pydicom.Dataset) -> re.Pattern[str] | None:
@@ -65,18 +86,25 @@ def echoes(ds: pydicom.Dataset) -> re.Pattern[str] | None:
 
 
 @lru_cache(maxsize=1024)
-def echo_pattern(values: tuple[Any, ...], charset: tuple[str, ...]) -> re.Pattern[str] | None:
+def echo_pattern(values: tuple[Identity, ...], charset: tuple[str, ...]) -> re.Pattern[str] | None:
     """A pattern that finds any word of ``values``, or None where they hold none."""
     words: set[str] = set()
-    for value in values:
-        if not value:
-            continue
+    for is_name, value in values:
         if isinstance(value, bytes):
             value = (raw_values("LT", value[:BULK_BYTES], True, charset) or [""])[0]
         for word in re.split(r"[\W_]+", value):
-            if len(word) >= SHORTEST_ECHO and word.lower() not in HARMLESS:
+            if len(word) >= _shortest(word, is_name) and word.lower() not in HARMLESS:
                 words.add(word)
     if not words:
         return None
     longest_first = sorted(words, key=lambda word: (-len(word), word))
-    return re.compile("(?<![^\\W_])(?:" + "|".join(map(re.escape, longest_first)) + ")(?![^\\W_])", re.IGNORECASE)
+    joined = [re.escape(word) for word in longest_first if _IDEOGRAPHS.search(word)]
+    apart = [re.escape(word) for word in longest_first if not _IDEOGRAPHS.search(word)]
+    patterns = joined + ([r"(?<![^\W_])(?:" + "|".join(apart) + r")(?![^\W_])"] if apart else [])
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+def _shortest(word: str, is_name: bool) -> int:
+    if _IDEOGRAPHS.search(word):
+        return 1 if is_name else SHORTEST_NAME
+    return SHORTEST_NAME if is_name and word.isalpha() else SHORTEST_ECHO

@@ -18,7 +18,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID_dictionary
 
 from medspark.deid.dates import cap_age, shift_da, shift_dt
-from medspark.deid.echo import echo_pattern, identity_values
+from medspark.deid.echo import Identity, echo_pattern, identity_values
 from medspark.deid.profile import PUBLIC_SCHEMES, STANDARD_ROOT, Action, decide, known_vr
 from medspark.deid.text import clean_text, harmless_code, technical_text
 from medspark.deid.values import BULK_BYTES, TEXT_VRS, charset_of, converted_values, fits, raw_values, scalar
@@ -57,7 +57,7 @@ Rendered = tuple[str | None, str]
 
 _GONE: Rendered = (None, "")
 _memo: dict[tuple[Any, ...], Rendered] = {}
-_sequences: dict[tuple[Any, ...], tuple[str | None, list[str], list[Any]]] = {}
+_sequences: dict[tuple[Any, ...], tuple[str | None, list[str], list[Identity]]] = {}
 
 
 def header_json(ds: pydicom.Dataset, ids: Ids, subject_key: str, profile: str) -> str:
@@ -98,7 +98,7 @@ class _Walk:
         self.signed = sign in (1, b"\x01\x00", b"\x00\x01")
         self.echo: re.Pattern[str] | None = None
         self.texts: list[str] = []
-        self.identities: list[Any] = []
+        self.identities: list[Identity] = []
 
     def run(self) -> str:
         charset = charset_of(self.ds, ("iso8859",))
@@ -182,7 +182,8 @@ class _Walk:
     ) -> str | None:
         """`sequence`, but once only for a short one that is still bytes: a series repeats its codes and references slice by slice."""
         value = element.value
-        if not isinstance(value, bytes) or len(value) > BULK_BYTES or self.log is not None or self.echo is not None:
+        raw = type(element) is RawDataElement and isinstance(value, bytes)  # converted bytes are a sequence's tag with another VR
+        if not raw or len(value) > BULK_BYTES or self.log is not None or self.echo is not None:
             return self.sequence(ds, tag, charset, path, depth)
         implicit, little = element.is_implicit_VR, element.is_little_endian
         key = (tag, element.VR, value, implicit, little, charset, self.signed, depth, self.profile, self.days, self.ids.key)

@@ -12,6 +12,7 @@ from typing import Any
 
 from medspark.config import Config
 from medspark.deid import clean_text, echoes, shift_date
+from medspark.deid.dates import parse_da
 from medspark.deid.text import harmless_code, technical_text
 from medspark.keys import Ids
 from medspark.series import rescale
@@ -103,9 +104,12 @@ def _shifted(text: str | None, days: int) -> str | None:
 def suv(head: Head) -> float | None:
     """SUV factor by body weight of a PET header, see `rescale.suv_bw_factor`."""
     dose = head.item(0x00540016)
-    started = dose.text(0x00181078) if dose else None  # RadiopharmaceuticalStartDateTime
-    injected = seconds_of_day(re.split(r"[+-]", started)[0][8:]) if started and len(started) > 8 else None
-    if injected is None and dose is not None:
+    started = (dose.text(0x00181078) or "") if dose else ""  # RadiopharmaceuticalStartDateTime
+    injected = seconds_of_day(re.split(r"[+-]", started)[0][8:])
+    days = None
+    if injected is not None:
+        days = _days_between(started[:8], head.text(0x00080021) or head.text(0x00080020))
+    elif dose is not None:
         injected = seconds_of_day(dose.text(0x00181072))
     philips = head.real(0x70531000) if (head.text(0x70530010) or "").startswith("Philips PET") else None
     return rescale.suv_bw_factor(
@@ -120,5 +124,13 @@ def suv(head: Head) -> float | None:
             series_s=seconds_of_day(head.text(0x00080031)),
             acquired_s=seconds_of_day(head.text(0x00080032)),
             philips_suv=philips,
+            days=days,
+            suv_type=head.text(0x00541006),
         )
     )
+
+
+def _days_between(first: str | None, second: str | None) -> int | None:
+    """Whole days from one DA value to another; None where one of them is no date."""
+    a, b = parse_da(first), parse_da(second)
+    return None if a is None or b is None else (b - a).days

@@ -29,12 +29,13 @@ from medspark.pixels.codestream import (
 )
 from medspark.pixels.samples import Layout, native_samples, significant, to_rgb
 from medspark.series.elements import tag_of
-from medspark.series.files import ENCAPSULATED_PIXELS, PARSE_ERRORS, PIXEL_TAGS, is_short, read_dicom
+from medspark.series.files import ENCAPSULATED_PIXELS, FOREIGN_ERRORS, PARSE_ERRORS, PIXEL_TAGS, is_short, read_dicom
 
 __all__ = [
     "ENCAPSULATED_PIXELS",
     "PARSE_ERRORS",
     "SYNTAXES",
+    "check_frames",
     "frame_count",
     "is_lossy",
     "keeps_as_received",
@@ -143,7 +144,7 @@ def _number(ds: Dataset, tag: BaseTag, name: str, default: int | None = None) ->
                 return int.from_bytes(value, "little" if element.is_little_endian else "big")
             try:
                 value = ds[tag].value
-            except PARSE_ERRORS:
+            except FOREIGN_ERRORS:
                 raise Rejected("MISSING_ATTRIBUTE", f"{name} cannot be parsed") from None
     if value is None or value == "":
         if default is None:
@@ -194,6 +195,25 @@ def read_frames(ds: Dataset, watch_frame: Callable[[int], None] = _unwatched, gu
         if index == count:
             return
         yield frame if expand is None else expand(frame)
+
+
+def check_frames(ds: Dataset) -> None:
+    """Raises Rejected(PIXEL_LENGTH) where the pixels cannot hold as many frames as the header says: to be asked before anything is made
+    for each of them (two thousand million frames fit into an integer string). Raises also what `read_frames` raises of the header.
+    """
+    count = frame_count(ds)
+    if count == 1:  # `read_frames` finds it soon enough
+        return
+    tag, _, data = _pixel_data(ds)
+    layout = layout_of(ds)
+    if syntax_of(ds).encapsulated and not PIXEL_TAGS[tag]:
+        _items_enough(data, count)
+        return
+    samples = layout.rows * layout.cols * layout.samples
+    bits = 8 * np.dtype(PIXEL_TAGS[tag]).itemsize if PIXEL_TAGS[tag] else layout.bits_allocated
+    if layout.photometric == "YBR_FULL_422" and layout.samples == 3 and layout.bits_allocated == 8:
+        bits, samples = 8, 2 * layout.rows * layout.cols  # at least: chroma may be whole all the same
+    _long_enough(data, (count * samples * bits + 7) // 8)
 
 
 def raw_frames(ds: Dataset) -> Iterator[bytes]:
@@ -269,6 +289,11 @@ def _long_enough(data: bytes, needed: int) -> None:
         raise Rejected("PIXEL_LENGTH", "the pixels hold fewer bytes than Rows, Columns and NumberOfFrames need")
 
 
+def _items_enough(data: bytes, count: int) -> None:
+    if 8 * count > len(data):  # every frame needs an item of its own, with 8 bytes of tag and length
+        raise Rejected("PIXEL_LENGTH", "there are fewer fragments than frames")
+
+
 def _upsampled(data: np.ndarray, layout: Layout) -> np.ndarray:
     """Y1 Y2 Cb Cr ... -> (rows, cols, 3) Y, Cb, Cr; the pair shares its chroma (PS3.3 C.7.6.3.1.2)."""
     if layout.cols % 2:
@@ -282,8 +307,7 @@ def _upsampled(data: np.ndarray, layout: Layout) -> np.ndarray:
 
 def _fragments(ds: Dataset, data: bytes, count: int) -> Iterator[bytes]:
     """The frames of encapsulated pixels, with or without offset tables (PS3.5 A.4)."""
-    if 8 * count > len(data):  # every frame needs an item of its own, with 8 bytes of tag and length
-        raise Rejected("PIXEL_LENGTH", "there are fewer fragments than frames")
+    _items_enough(data, count)
     extended = None
     if "ExtendedOffsetTable" in ds and "ExtendedOffsetTableLengths" in ds:
         extended = (ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths)
@@ -294,7 +318,7 @@ def _fragments(ds: Dataset, data: bytes, count: int) -> Iterator[bytes]:
                 return
             found += 1
             yield frame
-    except PARSE_ERRORS as error:
+    except FOREIGN_ERRORS as error:
         raise Rejected("DECODE_FAILED", f"the fragments of the pixels cannot be told apart ({type(error).__name__})") from None
     if found < count:
         raise Rejected("PIXEL_LENGTH", "there are fewer frames than NumberOfFrames says")
@@ -322,7 +346,7 @@ def _palette(ds: Dataset, layout: Layout, by: Syntax) -> Callable[[np.ndarray], 
         tables = [bytes(ds[f"{colour}PaletteColorLookupTableData"].value) for colour in ("Red", "Green", "Blue")]
         depth = "u1" if len(tables[0]) < 2 * entries else ("<u2" if by.little_endian else ">u2")
         lut = np.stack([np.frombuffer(table, depth, entries) for table in tables], axis=-1)
-    except PARSE_ERRORS as error:
+    except FOREIGN_ERRORS as error:
         raise Rejected("DECODE_FAILED", f"the palette is missing or broken ({type(error).__name__})") from None
     lut = np.ascontiguousarray(lut, lut.dtype.newbyteorder("<"))
 

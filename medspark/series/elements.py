@@ -116,8 +116,8 @@ def _elements(
             base, block, at = base + at, stream.read(BLOCK), 0
             held = len(block)
         start = block[at : at + 8]
-        if len(start) < 8:  # a rest that is no element is left alone, by pydicom too
-            return elements, base + at
+        if len(start) < 8:  # a rest that is no element: padding behind the pixels, else the sign of a cut, which the caller judges
+            return (None, 0) if start and header_only else (elements, base + at)
         found = known(start)
         if found is None:
             return None, 0

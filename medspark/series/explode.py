@@ -86,6 +86,8 @@ def _explode_file(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what pydicom warns of is told by codes and verdicts
             check_image(head, settings)
+            count = 1  # until the pixels bear the header out: a number that lies is one image lost
+            decode.check_frames(head.dataset)
             count = frames.frame_count(head)
             instance = Instance(head, source, ids, settings)
         if "BURNED_IN" in instance.frames[0].verdict and settings.deid.burned_in == "quarantine":
@@ -182,7 +184,7 @@ class Instance:
         received = decode.raw_frames(dataset) if keep else None
         params = decode.layout_of(dataset).params() if keep else {}
         arrays = decode.read_frames(dataset, lambda index: watch(self.source, f"frame {index + 1}"), self.settings.guard)
-        per_frame = dataset[frames.PER_FRAME].value if frames.PER_FRAME in self.head else None
+        per_frame = dataset[frames.PER_FRAME].value if self.head.items(frames.PER_FRAME) else None  # broken ones count as absent
         cleaned, series_ids = "", dict[tuple[Any, ...], str]()
         count = 0
         for index, (frame, stored) in enumerate(zip(self.frames, arrays, strict=False)):

@@ -41,10 +41,13 @@ PARSE_ERRORS = (
     struct.error,
 )
 """What pydicom raises on broken data: it promises no common base."""
+FOREIGN_ERRORS = (*PARSE_ERRORS, OSError)
+"""The same on elements that lie in memory, where pydicom's "no tag to read" is an OSError without a number."""
 
 PIXEL_TAGS = {tag_of(0x7FE00010): "", tag_of(0x7FE00008): "<f4", tag_of(0x7FE00009): "<f8"}
 """PixelData, FloatPixelData, DoubleFloatPixelData, and the types of the float ones."""
 _ROWS = tag_of(0x00280010)
+_ELEMENT_START = 8  # bytes of tag, VR and length: fewer behind the last element are the rest of one that was cut off
 
 
 def read_dicom(source: bytes | str | os.PathLike[str], guard: Guard | None = None, header_only: bool = False) -> Dataset:
@@ -94,7 +97,7 @@ def _walked(stream: Any, size: int, header_only: bool) -> Dataset | None:
     """The data set of an ordinary, whole file; None leaves it to `_parse`, which also says what is wrong with it."""
     try:
         data_set = walk(stream, size, header_only)
-    except (*PARSE_ERRORS, OSError):
+    except FOREIGN_ERRORS:
         return None
     # Pixels that pydicom drops for their missing end marker are `_parse`'s business: so is every file without pixels.
     return data_set if data_set is not None and (header_only or any(tag in data_set for tag in PIXEL_TAGS)) else None
@@ -107,12 +110,21 @@ def _parse(stream: io.BytesIO, header_only: bool) -> Dataset:
         last = data_set.get_item(max(map(int, tags))) if tags else None  # as BaseTag they compare in Python
     except EOFError:
         raise Rejected("TRUNCATED", "the file ends within an element") from None
-    except PARSE_ERRORS as error:
+    except FOREIGN_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the operating system's; pydicom's own have no number
+            raise
+        if not stream.read(1):
+            raise Rejected("TRUNCATED", "the file ends within a sequence") from None
         raise Rejected("NOT_DICOM", f"the data set cannot be parsed ({type(error).__name__})") from None
     if last is None:
-        raise Rejected("TRUNCATED", "the file ends before its data set")
+        raise Rejected("TRUNCATED", "the file ends before its data set is complete")
     if is_short(last):
         raise Rejected("TRUNCATED", "the file ends within its last element")
+    if isinstance(last, RawDataElement) and last.length != UNDEFINED_LENGTH and not any(tag in data_set for tag in PIXEL_TAGS):
+        stream.seek(last.value_tell + last.length)
+        rest = stream.read(_ELEMENT_START)
+        if len(rest) < _ELEMENT_START and rest.strip(b"\0 \r\n"):  # padding is none
+            raise Rejected("TRUNCATED", "the file ends within the start of an element")
     if (
         not header_only
         and _ROWS in data_set

@@ -12,21 +12,42 @@ import pydicom
 from medspark.config import Config
 from medspark.deid import echoes
 from medspark.deid.text import harmless_code
-from medspark.series import geometry, rescale
-from medspark.series.header import FOREIGN_ERRORS, Head, frame_count, sop_class
+from medspark.series import geometry, nuclear, rescale
+from medspark.series.files import FOREIGN_ERRORS
+from medspark.series.header import Head, frame_count, sop_class
 
 SHARED, PER_FRAME = 0x52009229, 0x52009230
 CM_UNITS = 3  # PhysicalUnitsXDirection: centimetres (PS3.3 C.8.5.5.1.15)
 SPATIAL_2D = 1  # RegionSpatialFormat: a two-dimensional image, no trace or spectrum
-SPACING_EQUAL = 1e-6  # relative: PixelSpacing written as a copy of ImagerPixelSpacing is the detector's (PS3.3 10.7.1.3)
+SPACING_EQUAL = 1e-6  # relative: PixelSpacing written as a copy of ImagerPixelSpacing is the detector's (PS3.3 10.7.1.1)
 SECONDARY_CLASSES = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture and its multi-frame variants (7.1 to 7.4)
 SCREEN_TYPES = frozenset({"SCREEN SAVE", "SCREENSAVE", "SCREEN CAPTURE", "SCREEN", "CAPTURE", "SECONDARY CAPTURE"})
-HEAD_PARTS = frozenset(
-    {"HEAD", "BRAIN", "SKULL", "FACE", "HEADNECK", "HEAD AND NECK", "HEAD_NECK", "ORBIT", "ORBITS", "SINUS", "SINUSES", "IAC", "JAW"}
-)
+MOSAIC = "MOSAIC"  # in ImageType: Siemens tiles the slices of one volume into one image
+HEAD_PARTS = frozenset({"HEADNECK", "HEAD_NECK", "HEADANDNECK", "IAC", "JAW", "TMJ", "MAXILLA", "MANDIBLE", "WHOLEBODY", "WHOLE BODY"})
 HEAD_WORDS = re.compile(
     r"\b(head|brain|skull|cranial|cranium|neuro|face|facial|orbits?|sinus(es)?|kopf|sch(ae|ä)del|cerebral|crane)\b", re.IGNORECASE
 )
+VIEWS = {
+    code: view
+    for view, codes in {
+        "AP": "399348003 R-10206",
+        "PA": "272479007 R-40888 R-10214",
+        "LL": "399173006 R-10236",
+        "RL": "399198007 R-10232",
+        "CC": "399162004 R-10242",
+        "MLO": "399368009 R-10226",
+        "ML": "399260004 R-10224",
+        "LM": "399352003 R-10228",
+        "LMO": "399099002 R-10230",
+        "XCCL": "399192008 R-1024A",
+        "XCCM": "399101009 R-1024B",
+        "FB": "399196006 R-10244",
+        "SIO": "399188001 R-102D0",
+        "ISO": "441555000 R-40AAA",
+    }.items()
+    for code in codes.split()
+}
+"""ViewPosition for the codes of a view in SCT and SRT."""
 CODES = ("laterality", "view_position", "voi_lut_function", "value_unit")
 NOT_SPLIT = 86_400_000 / 2  # an acquisition more than half a day "before" its series started after midnight
 
@@ -100,20 +121,36 @@ def _plain_frames(head: Head, common: dict[str, Any], verdict: tuple[str, ...], 
         "voi_lut_function": head.text(0x00281056),
     }
     first = _finish(head, columns, verdict)
-    if count == 1:
+    own = nuclear.frame_columns(head, count) if common["modality"] == "NM" else None
+    if count == 1 and own is None:
         return [first]
-    offsets, frame_time = head.floats(0x3004000C), head.real(0x00181063)
+    offsets, times = head.floats(0x3004000C), _frame_times_ms(head, count)
     found = []
     for index in range(count):
-        moved = {**columns, "frame_number": index + 1, "image_position_mm": None}
+        moved = {**columns, "frame_number": index + 1}
+        if count > 1:
+            moved["image_position_mm"] = None
         origin = first.columns["image_position_mm"]
         if offsets is not None and len(offsets) == count and first.orientation is not None and origin is not None:
             axis = geometry.normal(first.orientation)  # RT dose: planes along the normal (PS3.3 C.8.8.3.2)
             moved["image_position_mm"] = [origin[place] + axis[place] * (offsets[index] - offsets[0]) for place in range(3)]
-        if frame_time is not None:
-            moved["time_ms"] = frame_time * index
+        if times is not None:
+            moved["time_ms"] = times[index]
+        if own is not None:
+            moved.update(own[index])
         found.append(_finish(head, moved, verdict))
     return found
+
+
+def _frame_times_ms(head: Head, count: int) -> list[float] | None:
+    """When the frames of a loop began: by FrameTimeVector (from frame to frame, the first is 0), else by FrameTime (PS3.3 C.7.6.5)."""
+    if count == 1:
+        return None
+    steps = head.floats(0x00181065)
+    if steps is not None and len(steps) == count:
+        return [float(value) for value in np.cumsum([0.0, *steps[1:]])]
+    step = head.real(0x00181063)
+    return None if step is None else [step * index for index in range(count)]
 
 
 def _finish(head: Head, columns: dict[str, Any], verdict: tuple[str, ...]) -> Frame:
@@ -137,7 +174,8 @@ def _finish(head: Head, columns: dict[str, Any], verdict: tuple[str, ...]) -> Fr
     else:
         columns["modality_lut"] = None
     slope, intercept, unit = columns["rescale_slope"], columns["rescale_intercept"], columns["value_unit"]
-    columns["is_hu"] = rescale.is_hu(modality, columns["image_type"], sop_class(head), slope, intercept, unit)
+    grey = columns["photometric"].startswith("MONOCHROME")  # a scanner's report is a colour picture of modality CT
+    columns["is_hu"] = grey and rescale.is_hu(modality, columns["image_type"], sop_class(head), slope, intercept, unit)
     if columns["is_hu"]:
         columns["value_unit"] = "HU"
     elif unit is None and modality == "PT":
@@ -153,6 +191,15 @@ def _finish(head: Head, columns: dict[str, Any], verdict: tuple[str, ...]) -> Fr
     return Frame(columns, orientation, padding, lut, lut_first, tuple(codes))
 
 
+def _view(head: Head) -> str | None:
+    """ViewPosition, else the defined term for the code of ViewCodeSequence (PS3.3 C.8.11.5, C.8.11.7; PS3.16 CID 4010, 4014)."""
+    said = head.text(0x00185101)
+    if said:
+        return said
+    coded = head.item(0x00540220)
+    return VIEWS.get(coded.text(0x00080100) or "") if coded is not None else None
+
+
 def _common(head: Head) -> dict[str, Any]:
     """Columns that all frames share."""
     bits = head.short(0x00280100) or 8
@@ -161,6 +208,7 @@ def _common(head: Head) -> dict[str, Any]:
     signed = 1 if head.short(0x00280103) == 1 else 0
     padding, limit = head.short(0x00280120), head.short(0x00280121)
     return {
+        **dict.fromkeys(nuclear.COLUMNS),
         "modality": head.text(0x00080060) or "OT",
         "rows": head.short(0x00280010) or 0,
         "cols": head.short(0x00280011) or 0,
@@ -173,7 +221,7 @@ def _common(head: Head) -> dict[str, Any]:
         "padding_range_limit": None
         if limit is None or padding is None
         else rescale.signed_value(limit, signed, 16 if limit < 1 << 16 else 32),
-        "view_position": head.text(0x00185101),
+        "view_position": _view(head),
     }
 
 
@@ -211,17 +259,15 @@ def _functional(head: Head, shared: Head | None, own: Head) -> dict[str, Any]:
 
 
 def _spacing(head: Head) -> dict[str, Any]:
-    """Pixel spacing with where it comes from; a PixelSpacing that merely repeats the detector's is the detector's (PS3.3 10.7.1.3)."""
-    image, detector = _pair(head.floats(0x00280030)), _pair(head.floats(0x00181164))
-    calibrated = head.text(0x00280A02)
+    """Pixel spacing with where it comes from; a PixelSpacing that merely repeats the detector's or the film's is that one (PS3.3 10.7.1.1)."""
+    image, calibrated = _pair(head.floats(0x00280030)), head.text(0x00280A02)
+    others = {"ImagerPixelSpacing": _pair(head.floats(0x00181164)), "NominalScannedPixelSpacing": _pair(head.floats(0x00182010))}
+    for source, other in others.items():
+        copied = image is not None and other is not None and all(abs(a - b) <= SPACING_EQUAL * b for a, b in zip(image, other, strict=True))
+        if other is not None and (image is None or (copied and not calibrated)):
+            return {"pixel_spacing_mm": other if image is None else image, "pixel_spacing_source": source}
     if image is not None:
-        copied = detector is not None and all(abs(a - b) <= SPACING_EQUAL * b for a, b in zip(image, detector, strict=True))
-        return {"pixel_spacing_mm": image, "pixel_spacing_source": "ImagerPixelSpacing" if copied and not calibrated else "PixelSpacing"}
-    if detector is not None:
-        return {"pixel_spacing_mm": detector, "pixel_spacing_source": "ImagerPixelSpacing"}
-    scanned = _pair(head.floats(0x00182010))
-    if scanned is not None:
-        return {"pixel_spacing_mm": scanned, "pixel_spacing_source": "NominalScannedPixelSpacing"}
+        return {"pixel_spacing_mm": image, "pixel_spacing_source": "PixelSpacing"}
     found: set[tuple[float, float] | None] = set()
     for region in head.items(0x00186011):
         if region.short(0x00186012) != SPATIAL_2D:
@@ -229,8 +275,10 @@ def _spacing(head: Head) -> dict[str, Any]:
         down, right = region.double(0x0018602E), region.double(0x0018602C)
         if region.short(0x00186024) != CM_UNITS or region.short(0x00186026) != CM_UNITS or not down or not right:
             found.add(None)
-        else:
-            found.add((abs(down) * 10.0, abs(right) * 10.0))
+            continue
+        size = (abs(down) * 10.0, abs(right) * 10.0)
+        near = [known for known in found if known and all(abs(a - b) <= SPACING_EQUAL * b for a, b in zip(size, known, strict=True))]
+        found.add(near[0] if near else size)
     scale = found.pop() if len(found) == 1 else None  # several regions of different scale have no one spacing
     if scale is not None:
         return {"pixel_spacing_mm": list(scale), "pixel_spacing_source": "us_region"}
@@ -251,7 +299,8 @@ def _float(value: int | None) -> float | None:
 
 
 def _rescale(head: Head) -> dict[str, Any]:
-    return {"rescale_slope": head.real(0x00281053), "rescale_intercept": head.real(0x00281052), "value_unit": head.text(0x00281054)}
+    slope = head.real(0x00281053) or None  # a slope of 0 would make every value the same: not told
+    return {"rescale_slope": slope, "rescale_intercept": head.real(0x00281052), "value_unit": head.text(0x00281054)}
 
 
 def _modality_lut(head: Head) -> tuple[np.ndarray | None, int]:
@@ -327,6 +376,8 @@ def _verdicts(head: Head) -> tuple[str, ...]:
         captured = what == SECONDARY_CLASSES or what.startswith(SECONDARY_CLASSES + ".") or bool(kinds & SCREEN_TYPES)
         if modality in ("US", "IVUS", "SC") or captured or head.text(0x00080064) is not None:
             codes.append("BURNED_IN_POSSIBLE")
+    if MOSAIC in kinds:
+        codes.append("MOSAIC")
     recognisable = (head.text(0x00280302) or "").upper()
     if modality in ("CT", "MR") and recognisable != "NO" and (recognisable == "YES" or _is_head(head)):
         codes.append("FACE_RECOGNISABLE")
@@ -336,5 +387,5 @@ def _verdicts(head: Head) -> tuple[str, ...]:
 def _is_head(head: Head) -> bool:
     part = (head.text(0x00180015) or "").upper()
     if part:
-        return part in HEAD_PARTS
+        return part in HEAD_PARTS or HEAD_WORDS.search(part) is not None
     return any(HEAD_WORDS.search(head.text(tag) or "") for tag in (0x0008103E, 0x00081030, 0x00181030))

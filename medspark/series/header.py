@@ -23,8 +23,10 @@ from medspark.config import Config
 from medspark.deid import age_years
 from medspark.errors import Rejected, SkippedSource
 from medspark.keys import Ids
+from medspark.pixels.codestream import DEFLATED
 from medspark.series import decode, geometry
 from medspark.series.elements import tag_of
+from medspark.series.files import FOREIGN_ERRORS
 from medspark.tables.names import basename
 from medspark.tables.work import SourceFile
 
@@ -54,9 +56,13 @@ OTHER_JOBS = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".npz", ".npy"), "a photo or array: use ingest_photos"),
     **dict.fromkeys((".xml", ".json", ".geojson", ".csv", ".tsv", ".txt", ".md", ".html", ".pdf", ".log", ".yml", ".yaml"), "not an image"),
 }
-FOREIGN_ERRORS = (*decode.PARSE_ERRORS, OSError)  # OSError: pydicom's own "no tag to read", on elements that lie in memory
 NUMBER_FORMATS = {2: "H", 4: "I", 8: "d"}
 MEMO_ENTRIES = 1 << 13  # parsed values remembered per process, 2 MB: the slices of a series share nine tenths of theirs
+
+
+def _plain(value: bytes) -> bool:
+    """Whether the bytes say the same in every character set: ISO 2022 writes its names in ASCII bytes behind an escape."""
+    return value.isascii() and b"\x1b" not in value
 
 
 @lru_cache(maxsize=MEMO_ENTRIES)
@@ -105,18 +111,18 @@ class Head:
         if element is None:
             return None
         value = element.value
-        if type(value) is bytes and value and value.isascii():
+        if type(value) is bytes and value and _plain(value):
             return _parts(value)[0] or None
         values = self.texts(tag)
         return values[0] if values and values[0] else None
 
     def texts(self, tag: int) -> list[str]:
-        """All values of a string element, padding stripped; non-ASCII bytes go through pydicom's character sets."""
+        """All values of a string element, padding stripped; other bytes than plain ASCII go through pydicom's character sets."""
         value = self._value(tag)
         if value is None or value == b"":
             return []
         if isinstance(value, bytes):
-            if value.isascii():
+            if _plain(value):
                 return list(_parts(value))
             try:
                 value = self.dataset[tag].value
@@ -184,6 +190,17 @@ class Head:
             return struct.unpack(self.order + pattern, value)[0] if pattern in ("H", "I") else None
         if isinstance(value, int):
             return value & 0xFFFF if -32768 <= value < 0 else value
+        return None
+
+    def shorts(self, tag: int) -> list[int] | None:
+        """Values of a US element; None where it is absent, empty or of odd length."""
+        value = self._value(tag)
+        if isinstance(value, bytes) and value and len(value) % 2 == 0:
+            return list(struct.unpack(f"{self.order}{len(value) // 2}H", value))
+        if isinstance(value, int):
+            return [value]
+        if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) and value and all(isinstance(part, int) for part in value):
+            return list(value)
         return None
 
     def items(self, tag: int) -> list[Head]:
@@ -292,6 +309,15 @@ def check_image(head: Head, settings: Config) -> None:
         raise Rejected("TOO_LARGE", "one frame exceeds guard.max_pixels")
 
 
+def _check_frames(head: Head, size: int, settings: Config) -> None:
+    """Refuses a number of frames that no file of ``size`` bytes holds, so that no plan counts on them; `decode.check_frames` is exact."""
+    count = frame_count(head)
+    if count <= size:  # before anything is parsed: so it is in every honest file
+        return
+    if count > settings.guard.max_file_bytes or decode.syntax_of(head.dataset).uid != DEFLATED:
+        raise Rejected("PIXEL_LENGTH", "NumberOfFrames is larger than the number of bytes in the file")
+
+
 def scan(path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
     """What the plan needs to know of one file: a few hundred bytes.
 
@@ -316,13 +342,14 @@ def scan(path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_image(head, settings)
+        _check_frames(head, size, settings)
         return _header(head, uri, ids)
 
 
 def _other_kind(start: bytes, name: str) -> None:
     suffix = PurePosixPath(name).suffix
     if start[:2] == b"\x1f\x8b" or start[:4] == b"PK\x03\x04" or suffix in (".gz", ".zip"):
-        raise Rejected("UNKNOWN_KIND", "a compressed file that is no NIfTI")
+        raise Rejected("UNKNOWN_KIND", "a compressed file that is no NIfTI: unpack it")
     if start[344:348] in (b"n+1\0", b"ni1\0"):
         raise Rejected("UNKNOWN_KIND", "a NIfTI file without its extension")
     if name == "dicomdir":

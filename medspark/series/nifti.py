@@ -37,6 +37,7 @@ DEFLATE_RATIO = 1032  # deflate cannot pack tighter, so a .gz that declares more
 TRAILING_BYTES = 1 << 20  # what may follow the voxels; more is no NIfTI file (or a bomb)
 CHUNK_BYTES = 32 << 20  # of encoded payload per `Rows`
 READ_BYTES = 1 << 20
+SHORTEST_AXIS = 1e-9  # a form with a shorter voxel axis (all zeros, mostly) maps nothing anywhere: it counts as absent
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 MS_PER_UNIT = {"sec": 1000.0, "msec": 1.0, "usec": 1e-3}
@@ -150,15 +151,14 @@ def _affine(header: Any) -> tuple[np.ndarray | None, float]:
         unit = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
     except KeyError:  # a code that the standard does not know
         unit = 1.0
-    ras = header.get_sform(coded=True)[0]
-    if ras is None:
-        ras = header.get_qform(coded=True)[0]
-    if ras is None:
-        return None, unit
-    lps = RAS_TO_LPS @ (np.diag([unit, unit, unit, 1.0]) @ np.asarray(ras, np.float64))
-    if not np.isfinite(lps).all() or (np.linalg.norm(lps[:3, :3], axis=0) < 1e-9).any():
-        return None, unit
-    return lps + 0.0, unit  # + 0.0: no negative zeros
+    for form in (header.get_sform, header.get_qform):
+        ras = form(coded=True)[0]
+        if ras is None:
+            continue
+        lps = RAS_TO_LPS @ (np.diag([unit, unit, unit, 1.0]) @ np.asarray(ras, np.float64))
+        if np.isfinite(lps).all() and (np.linalg.norm(lps[:3, :3], axis=0) > SHORTEST_AXIS).all():
+            return lps + 0.0, unit  # + 0.0: no negative zeros
+    return None, unit
 
 
 def _step_ms(header: Any, step: float) -> float | None:

@@ -170,9 +170,21 @@ def _inside(stored: np.ndarray, padding: tuple[int, int] | None) -> np.ndarray |
     return inside if inside.any() else None
 
 
+DAY_S = 86_400.0
+UNDATED_HALF_LIFE_S = (
+    12 * 3600.0
+)  # a tracer that lives longer (Cu-64, Zr-89) is imaged on later days too: a time of day alone does not tell
+MOST_HALF_LIVES = 10.0  # after more than this a thousandth is left: a wrong date or time, no scan
+LEAST_DOSE_BQ = 1e5  # less than any dose for a patient: megabecquerels written in becquerels' place
+
+
 @dataclass(frozen=True)
 class Injection:
-    """What a PET header says about activity; times in seconds of day, ``decay`` as DecayCorrection (START or ADMIN)."""
+    """What a PET header says about activity; times in seconds of day, ``decay`` as DecayCorrection (START or ADMIN).
+
+    days : from the date of the injection to the series' date; None where either is not told
+    suv_type : SUVType of values that are SUV already (GML); absent means by body weight (PS3.3 C.8.9.1)
+    """
 
     units: str | None
     corrections: frozenset[str]
@@ -184,9 +196,8 @@ class Injection:
     series_s: float | None
     acquired_s: float | None
     philips_suv: float | None = None
-
-
-DAY_S = 86_400.0
+    days: int | None = None
+    suv_type: str | None = None
 
 
 def suv_bw_factor(pet: Injection) -> float | None:
@@ -197,20 +208,30 @@ def suv_bw_factor(pet: Injection) -> float | None:
     A series that starts after its own images (post-processed) has no dependable scan time: None.
     """
     if pet.units == "GML":
-        return 1.0
+        return 1.0 if pet.suv_type in (None, "BW") else None
     if not {"ATTN", "DECY"} <= pet.corrections:
         return None
     if pet.units == "CNTS":
         return pet.philips_suv if pet.philips_suv else None
-    if pet.units != "BQML" or not pet.weight_kg or not pet.dose_bq or pet.weight_kg < 0 or pet.dose_bq < 0:
+    if pet.units != "BQML" or not pet.weight_kg or not pet.dose_bq or pet.weight_kg < 0 or pet.dose_bq < LEAST_DOSE_BQ:
         return None
     if pet.decay == "ADMIN":
         return pet.weight_kg * 1000.0 / pet.dose_bq
-    if pet.decay != "START" or not pet.half_life_s or pet.injected_s is None or pet.series_s is None:
+    if pet.decay != "START" or not pet.half_life_s or pet.half_life_s < 0:
         return None
-    if pet.acquired_s is not None and pet.series_s > pet.acquired_s:
+    elapsed = _elapsed_s(pet)
+    if elapsed is None or not 0 <= elapsed <= MOST_HALF_LIVES * pet.half_life_s:
         return None
-    elapsed = pet.series_s - pet.injected_s
-    if elapsed < 0:  # injected before midnight, scanned after
-        elapsed += DAY_S
     return pet.weight_kg * 1000.0 / (pet.dose_bq * 2.0 ** (-elapsed / pet.half_life_s))
+
+
+def _elapsed_s(pet: Injection) -> float | None:
+    """From the injection to the series' start."""
+    if pet.injected_s is None or pet.series_s is None or (pet.acquired_s is not None and pet.series_s > pet.acquired_s):
+        return None
+    since = pet.series_s - pet.injected_s
+    if pet.days is not None:
+        return since + pet.days * DAY_S
+    if pet.half_life_s is None or pet.half_life_s > UNDATED_HALF_LIFE_S:
+        return None
+    return since + DAY_S if since < 0 else since  # injected before midnight, scanned after

@@ -35,6 +35,7 @@ VERDICTS: dict[str, dict[str, str]] = {
     "slice": {
         "NO_POSITION": "a CT or MR slice without a usable position and orientation",
         "NO_RESCALE": "a CT slice without slope and intercept (and without a modality LUT)",
+        "MOSAIC": "the slices of a volume tiled into one image: its size, position and spacing are no slice’s",
         "LOSSY": "the pixels lost information at some time",
         "NO_UID": "SeriesInstanceUID or SOPInstanceUID is blank; folder and address stand in",
         "NO_SUBJECT": "nobody says whose image it is; study, folder or file stands in (series, and slides)",

@@ -23,6 +23,7 @@ SEVERITY: dict[str, Severity] = {
     # slice
     "NO_POSITION": "block",
     "NO_RESCALE": "block",
+    "MOSAIC": "block",
     "LOSSY": "note",
     "NO_UID": "warn",
     "NO_SUBJECT": "warn",

@@ -288,6 +288,10 @@ def test_subjects_are_the_issuer_s_before_the_domain_s(tmp_path):
         ({"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"]}, [], True),
         ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, ["BURNED_IN_POSSIBLE"], True),
         ({"BodyPartExamined": "HEAD"}, ["FACE_RECOGNISABLE"], True),
+        ({"BodyPartExamined": "Head and Neck"}, ["FACE_RECOGNISABLE"], True),
+        ({"BodyPartExamined": "SCHAEDEL"}, ["FACE_RECOGNISABLE"], True),
+        ({"BodyPartExamined": "WHOLEBODY"}, ["FACE_RECOGNISABLE"], True),
+        ({"Modality": "MR", "SOPClassUID": MR, "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, ["MOSAIC"], False),
         ({"BodyPartExamined": "CHEST", "StudyDescription": "head and chest"}, [], True),
         ({"SeriesDescription": "Routine Brain 5mm"}, ["FACE_RECOGNISABLE"], True),
     ],
@@ -330,6 +334,9 @@ def test_hounsfield_rule(tmp_path, attributes, is_hu, unit):
         ({"ImagerPixelSpacing": [0.5, 0.75]}, [0.5, 0.75], "ImagerPixelSpacing"),  # a copy of the detector's
         ({"ImagerPixelSpacing": [0.5, 0.75], "PixelSpacingCalibrationType": "GEOMETRY"}, [0.5, 0.75], "PixelSpacing"),
         ({"ImagerPixelSpacing": [0.6, 0.9]}, [0.5, 0.75], "PixelSpacing"),
+        ({"NominalScannedPixelSpacing": [0.5, 0.75]}, [0.5, 0.75], "NominalScannedPixelSpacing"),  # a copy of the film's
+        ({"NominalScannedPixelSpacing": [0.5, 0.75], "PixelSpacingCalibrationType": "FIDUCIAL"}, [0.5, 0.75], "PixelSpacing"),
+        ({"NominalScannedPixelSpacing": [0.4, 0.7]}, [0.5, 0.75], "PixelSpacing"),
         ({"PixelSpacing": None, "ImagerPixelSpacing": [0.1, 0.2]}, [0.1, 0.2], "ImagerPixelSpacing"),
         ({"PixelSpacing": None, "NominalScannedPixelSpacing": [0.1, 0.2]}, [0.1, 0.2], "NominalScannedPixelSpacing"),
         ({"PixelSpacing": [0, 0]}, None, None),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,8 +19,10 @@ from medspark.errors import Rejected
 from medspark.keys import Ids
 from medspark.pixels import decode
 from medspark.series import nifti
+from medspark.series.assemble import assemble
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import SourceFile
+from tests.phantoms.series import rows_of
 from tests.real import shared_data
 
 IDS = Ids(b"k" * 32)
@@ -120,6 +124,48 @@ def test_positions_are_those_of_dicom(tmp_path: Path, flips: tuple[int, int, int
         assert np.allclose(row["pixel_spacing_mm"], [np.linalg.norm(lps[:3, 1]), np.linalg.norm(lps[:3, 0])], atol=1e-5)
     positions = [row["position_mm"] for row in sorted(slices, key=lambda row: row["k"])]
     assert np.all(np.diff(positions) > 0)
+
+
+CODES = [(first, second, third) for axes in itertools.permutations(("LR", "PA", "IS")) for first, second, third in itertools.product(*axes)]
+
+
+@pytest.mark.parametrize("code", CODES, ids=["".join(code) for code in CODES])
+def test_every_orientation_maps_voxels_where_nibabel_maps_them(tmp_path: Path, code: tuple[str, str, str]) -> None:
+    """All 48: the series' affine takes (col, row, k) of a stored pixel to the point to which nibabel takes the voxel of its value."""
+    axes = nibabel.orientations.axcodes2ornt(code)
+    turn = nibabel.orientations.inv_ornt_aff(axes, (4, 5, 6))
+    affine = np.diag([1.5, 2.0, 3.0, 1.0]) @ np.linalg.inv(turn)
+    affine[:3, 3] = [7.0, -11.0, 13.0]
+    assert nibabel.aff2axcodes(affine) == code
+    data = np.arange(2 * 3 * 4, dtype="<i2").reshape(2, 3, 4)
+    path = save(tmp_path, data, affine)
+    slices, pixels, _ = explode(path)
+    assembled = assemble(pa.Table.from_pylist([{"verdict": [], **row} for row in slices]))
+    ((series,), placed) = rows_of(assembled.series), {row["image_id"]: row for row in assembled.slices.to_pylist()}
+    lps = np.array(series["affine_lps_mm"]).reshape(4, 4)
+    assert series["tilt_deg"] == pytest.approx(0, abs=1e-6)
+    assert series["n_slices"] == 4 and series["n_volumes"] == 1
+    for row, pixel in zip(slices, pixels, strict=True):
+        assert placed[row["image_id"]]["k"] == row["k"]  # what explode says at once is what the whole series says
+        for (line, column), value in np.ndenumerate(array_of(pixel)):
+            voxel = np.argwhere(data == value)[0]
+            ours = (lps @ [column, line, row["k"], 1])[:3] * [-1, -1, 1]
+            np.testing.assert_allclose(ours, nibabel.affines.apply_affine(affine, voxel), atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"srow_x": [np.nan] * 4}, {name: [0.0] * 4 for name in ("srow_x", "srow_y", "srow_z")}])
+def test_a_form_that_maps_nothing_counts_as_absent(tmp_path: Path, fields: dict[str, list[float]]) -> None:
+    image = nibabel.Nifti1Image(numbers((4, 3, 2)), np.diag([1.0, 1.0, 2.0, 1.0]))
+    image.header["qform_code"] = 1
+    path = tmp_path / "v.nii"
+    nibabel.save(image, path)
+    raw = bytearray(path.read_bytes())
+    for place, name in ((280, "srow_x"), (296, "srow_y"), (312, "srow_z")):
+        if name in fields:
+            raw[place : place + 16] = np.array(fields[name], "<f4").tobytes()
+    path.write_bytes(raw)
+    slices, _, _ = explode(path)
+    assert [row["image_position_mm"] for row in slices] == [[0, 0, 0], [0, 0, 2]]
 
 
 def test_units_scale_and_time_are_honoured(tmp_path: Path) -> None:

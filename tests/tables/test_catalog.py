@@ -255,4 +255,6 @@ def test_usable_follows_the_severities() -> None:
     assert not usable(["LOSSY", "LOCALIZER"])
     assert usable(["LOCALIZER"], {"LOCALIZER": "note"})
     assert not usable(["LOSSY"], {"LOSSY": "block"})
-    assert {code for code, severity in SEVERITY.items() if severity == "block"} == {"LOCALIZER", "NO_POSITION", "NO_RESCALE", "BURNED_IN"}
+    assert {code for code, severity in SEVERITY.items() if severity == "block"} == {
+        *("LOCALIZER", "NO_POSITION", "NO_RESCALE", "BURNED_IN", "MOSAIC"),
+    }
