@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from medspark.pixels.masks import unpack, unpack_u8
 from medspark.tables.names import file_token, folder_token, image_stem
 from medspark.tables.rows import Rejection
 from medspark.tables.work import SourceFile
+from tests.phantoms import bombs
 from tests.phantoms.annotations import asap_xml, feature, label_image, write_json
 from tests.real import shared_data
 
@@ -510,6 +512,19 @@ def test_damaged_files_are_refused_and_never_crash(tmp_path: Path, seed: int) ->
 
 
 # --- ANN ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_deflated_bomb_is_refused_when_it_is_looked_at(tmp_path: Path) -> None:
+    path = bombs.deflated(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.66.4", 64 << 20)
+    settings = Config(guard=Guard(max_file_bytes=1 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Rejected) as caught:
+            labels_kind().scan(str(path), str(path), IDS, settings)
+        assert caught.value.code == "TOO_LARGE" and rejected("seg", path, settings=settings) == "TOO_LARGE"
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_ann_real_file() -> None:

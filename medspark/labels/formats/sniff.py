@@ -29,7 +29,7 @@ def sniff(path: str, context: Context) -> dict[str, str]:
         head = stream.read(HEAD_BYTES)
     extension = os.path.splitext(context.uri)[1].lower()
     if head[128:132] == b"DICM" or (looks_bare(path) and extension in ("", ".dcm", ".dicom", ".ima")):
-        return _dicom(path)
+        return _dicom(path, context)
     if head.startswith(bands.PNG_SIGNATURE):
         return {"format": "mask"}
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -71,12 +71,17 @@ def _inflated(head: bytes) -> bytes:
         return b""
 
 
-def _dicom(path: str) -> dict[str, str]:
+def _dicom(path: str, context: Context) -> dict[str, str]:
     import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
+    from medspark.series.files import is_deflated, read_dicom
+
     try:
-        ds = pydicom.dcmread(path, stop_before_pixels=True, force=looks_bare(path), specific_tags=["SOPClassUID", "Modality", "Rows"])
+        if is_deflated(path):  # read whole, within bounds; of the others only the three elements are kept
+            ds = read_dicom(path, context.settings.guard, header_only=True)
+        else:
+            ds = pydicom.dcmread(path, stop_before_pixels=True, force=looks_bare(path), specific_tags=["SOPClassUID", "Modality", "Rows"])
         sop_class, modality, rows = str(ds.get("SOPClassUID") or ""), str(ds.get("Modality") or ""), ds.get("Rows")
         sop_class = sop_class or str(getattr(ds, "file_meta", {}).get("MediaStorageSOPClassUID") or "")
     except (
