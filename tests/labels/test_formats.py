@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import tracemalloc
 import zlib
@@ -18,7 +19,7 @@ from medspark.config import Config, Guard
 from medspark.errors import BadRequest, Rejected, SkippedSource
 from medspark.keys import Ids
 from medspark.labels.codebook import Codebook, Entry, read_codebook, to_snomed
-from medspark.labels.formats import FORMATS, bands, reader
+from medspark.labels.formats import FORMATS, bands, json_items, reader
 from medspark.labels.formats.coco import decode_runs
 from medspark.labels.kind import labels_kind
 from medspark.labels.pairs import Pairs, annotation_stem, image_ref, read_pairs
@@ -252,6 +253,60 @@ def test_geojson_shapes(tmp_path: Path) -> None:
 def test_geojson_bad_geometry(tmp_path: Path, geometry: Any, code: str) -> None:
     document = [{"type": "Feature", "geometry": geometry, "properties": None}]
     assert rejected("geojson", write_json(tmp_path / "s.geojson", document)) == code
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_json_is_read_item_by_item_as_the_library_reads_it_whole(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(json_items, "CHUNK_CHARS", chunk)
+    values = [1, -2.5e-7, 'a\u00e4"b' * 30, None, True, {"features": [1]}, [[], {}], 12345678901234567890]
+    objects = ({"features": values, "type": "x", "other": values}, {"a": 1, "features": []}, {}, {"features": 3})
+    for document in (*objects, values, [], "text", 7):
+        for text in (json.dumps(document), json.dumps(document, indent=2) + "\n", "  " + json.dumps(document, ensure_ascii=False)):
+            *found, (is_item, rest) = json_items.items(io.StringIO(text), "features")
+            held = document if isinstance(document, list) else document.get("features") if isinstance(document, dict) else None
+            assert [value for _, value in found] == (held if isinstance(held, list) else []) and all(flag for flag, _ in found)
+            assert not is_item
+            if document is held:
+                assert rest is None
+            else:
+                assert rest == ({**document, "features": []} if isinstance(document, dict) and isinstance(held, list) else document)
+    good = json.dumps({"features": values, "other": values})
+    for end in range(len(good)):
+        with pytest.raises(ValueError):
+            list(json_items.items(io.StringIO(good[:end]), "features"))
+    for bad in ("[1,]", '{"a" 1}', "{1: 2}", "[1] 2", '{"features": [1 2]}', "[tru]", '{"features": [1]', "[1}"):
+        with pytest.raises(ValueError):
+            list(json_items.items(io.StringIO(bad), "features"))
+
+
+def test_a_fault_in_a_long_document_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_items, "CHUNK_CHARS", 100)
+    stream = io.StringIO('[{"a": 1}, {"a" 1 }' + " " * 1000 + '{"b": 2}, ' * 10_000 + "{}]")
+    with pytest.raises(ValueError):
+        list(json_items.items(stream, "features"))
+    assert stream.tell() < 500  # a gigabyte behind it is never read
+
+
+def test_a_slide_full_of_cells_is_not_held_in_memory(tmp_path: Path) -> None:
+    ring = [[round(x, 2), round(y, 2)] for x, y in 50 * np.random.default_rng(1).random((100, 2))]
+    path = write_json(tmp_path / "cells.geojson", {"type": "FeatureCollection", "features": [feature("Polygon", [ring], "cell")] * 4000})
+    tracemalloc.start()
+    try:
+        assert sum(len(item.rings[0]) for item in reader("geojson")(str(path), context(path))) == 400_000
+        assert tracemalloc.get_traced_memory()[1] < 3 * path.stat().st_size  # as one document it would be fourteen times the text
+    finally:
+        tracemalloc.stop()
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(Rejected, match="not valid JSON"):
+        next(reader("geojson")(str(path), context(path)))  # nothing of a document that breaks off
+
+
+def test_a_geometry_alone_is_geojson_too(tmp_path: Path) -> None:
+    polygon = {"type": "Polygon", "coordinates": [[*SQUARE, SQUARE[0]]]}
+    for document in (polygon, {"type": "GeometryCollection", "geometries": [polygon]}):
+        path = write_json(tmp_path / "a.geojson", document)
+        assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "geojson"}
+        assert shapes(read("geojson", path)) == {("unclassified", "box"): 1}
 
 
 def test_foreign_json_is_refused(tmp_path: Path) -> None:
@@ -838,6 +893,13 @@ def test_csv(tmp_path: Path) -> None:
     assert kept[1].rings[0].tolist() == [[10, 20], [15, 20], [15, 26], [10, 26]]
     codes = [item.code for item in items if isinstance(item, Rejected)]
     assert codes == ["LABEL_GEOMETRY"] * 3 + ["LABEL_FORMAT"] * 2
+    path.write_bytes(b"\xef\xbb\xbfimage;label;x;y;width;height\r\na.png;nodule;10,5;20;5;6\r\n")  # a spreadsheet's, in Germany
+    assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "csv"}
+    (item,) = read("csv", path)
+    assert item.label == "nodule" and item.rings[0][0].tolist() == [10.5, 20]
+    path.write_text("image\tlabel\na.png\tnodule, solid\n")
+    assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "csv"}
+    assert [item.label for item in read("csv", path)] == ["nodule, solid"]
     path.write_text("picture,class\na,b\n")
     assert rejected("csv", path) == "LABEL_FORMAT"
     with pytest.raises(SkippedSource):

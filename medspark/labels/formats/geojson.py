@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from medspark.errors import Rejected
+from medspark.labels.formats.json_items import items
 from medspark.labels.regions import UNCLASSIFIED, Context, Geometry, Item, Region, is_box, points, ring
 
 _CLASS_IDS = frozenset(
     f"{name}Object" for name in ("PathAnnotation", "PathDetection", "PathCell", "PathTile", "PathRoot", "TMACore", "Path")
 )
 """QuPath before 0.3 wrote its Java class where the object's id belongs."""
+GEOMETRIES = ("Polygon", "MultiPolygon", "LineString", "MultiLineString", "Point", "MultiPoint", "GeometryCollection")
+WATCH_EVERY = 50_000  # features: some seconds
 _OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
 
 
@@ -29,21 +32,34 @@ def load(path: str, context: Context) -> Any:
 
 
 def features(document: Any) -> list[Any] | None:
-    """The features of a FeatureCollection, a list of features, or one feature; None where the document is something else."""
-    if isinstance(document, dict) and document.get("type") == "FeatureCollection" and isinstance(document.get("features"), list):
+    """The features of a FeatureCollection, a list of features, one feature, or a geometry without one; None where it is something else."""
+    if _is_collection(document):
         return list(document["features"])
-    if isinstance(document, dict) and document.get("type") == "Feature":
+    if _is_feature(document):
         return [document]
-    if isinstance(document, list) and document and all(isinstance(item, dict) and item.get("type") == "Feature" for item in document):
+    if isinstance(document, dict) and document.get("type") in GEOMETRIES:
+        return [{"type": "Feature", "geometry": document}]
+    if isinstance(document, list) and document and all(map(_is_feature, document)):
         return document
     return None
 
 
+def _is_collection(document: Any) -> bool:
+    return isinstance(document, dict) and document.get("type") == "FeatureCollection" and isinstance(document.get("features"), list)
+
+
+def _is_feature(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == "Feature"
+
+
 def read(path: str, context: Context) -> Iterator[Item]:
-    """One `Region` per polygon, line or point; those of one feature share its id as ``instance_key``."""
-    found = features(load(path, context))
-    if found is None:
-        raise Rejected("LABEL_FORMAT", "the JSON holds no GeoJSON features")
+    """One `Region` per polygon, line or point; those of one feature share its id as ``instance_key``.
+
+    Features are read one by one, in two passes: a document that breaks off somewhere gives nothing.
+    """
+    context.check_size(os.path.getsize(path))
+    alone = _outside_arrays(path, context)
+    found = (value for is_item, value in _parts_of(path, context) if is_item) if alone is None else alone
     images = context.images()
     for place, feature in enumerate(found):
         try:
@@ -52,6 +68,34 @@ def read(path: str, context: Context) -> Iterator[Item]:
             yield error
         else:
             yield from regions
+
+
+def _outside_arrays(path: str, context: Context) -> list[Any] | None:
+    """The features of a document that has no array of them, None where it has; raises Rejected(LABEL_FORMAT) for any other."""
+    n_items, only_features, rest = 0, True, None
+    for is_item, value in _parts_of(path, context):
+        if is_item:
+            n_items, only_features = n_items + 1, only_features and _is_feature(value)
+        else:
+            rest = value
+    if _is_collection(rest) or (rest is None and n_items and only_features):
+        return None
+    alone = features(rest)
+    if alone is None:
+        raise Rejected("LABEL_FORMAT", "the JSON holds no GeoJSON features")
+    return alone
+
+
+def _parts_of(path: str, context: Context) -> Iterator[tuple[bool, Any]]:
+    context.watch("json")
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            for number, part in enumerate(items(stream, "features"), start=1):
+                if number % WATCH_EVERY == 0:
+                    context.watch(f"feature {number}")
+                yield part
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise Rejected("LABEL_FORMAT", "not valid JSON") from None
 
 
 def _regions(feature: Any, place: int, images: tuple[str, ...]) -> Iterator[Region]:
