@@ -274,7 +274,7 @@ def test_json_is_read_item_by_item_as_the_library_reads_it_whole(monkeypatch: py
     for end in range(len(good)):
         with pytest.raises(ValueError):
             list(json_items.items(io.StringIO(good[:end]), "features"))
-    for bad in ("[1,]", '{"a" 1}', "{1: 2}", "[1] 2", '{"features": [1 2]}', "[tru]", '{"features": [1]', "[1}"):
+    for bad in ("[1,]", '{"a" 1}', "{1: 2}", "[1] 2", '{"features": [1 2]}', "[nul]", '{"features": [1]', "[1}"):
         with pytest.raises(ValueError):
             list(json_items.items(io.StringIO(bad), "features"))
 
