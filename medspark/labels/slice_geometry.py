@@ -167,6 +167,15 @@ def turn_onto(planes: SlicePlanes, at: int, affine: np.ndarray, rows: int, cols:
     return "LABEL_GEOMETRY" if (rows, cols) == size else "LABEL_SIZE"
 
 
+def off_mm(planes: SlicePlanes, at: int, affine: np.ndarray, rows: int, cols: int) -> float:
+    """How far the corner pixels of a plane of rows x cols lie from those of slice ``at``, at most; off its plane alone where sizes differ."""
+    index = planes.to_index(at, corners(affine, rows, cols))
+    across = np.zeros((4, 2))
+    if (rows, cols) == tuple(planes.size[at].tolist()):
+        across = (index[:, :2] - _turned_corners(Turn(), rows, cols)) * planes.spacing[at]
+    return float(np.hypot(np.hypot(across[:, 0], across[:, 1]), index[:, 2]).max())
+
+
 def _turned_corners(turn: Turn, rows: int, cols: int) -> np.ndarray:
     """(4, 2) column and row on the slice of the corners that `corners` gives."""
     found = []

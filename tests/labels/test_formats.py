@@ -748,7 +748,11 @@ def test_mask_classes_and_background(tmp_path: Path) -> None:
     picture.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255] + [9] * 759)
     picture.save(path)
     by_colour = Codebook((Entry("ff0000", "artery"), Entry("0000ff", "vein")))
-    assert areas(read("mask", path, classes=by_colour)) == {"artery": int((truth == 1).sum()), "vein": int((truth == 2).sum())}
+    wanted = {"artery": int((truth == 1).sum()), "vein": int((truth == 2).sum())}
+    assert areas(read("mask", path, classes=by_colour)) == wanted
+    tiff = tmp_path / "case_mask.tif"
+    picture.save(tiff, compression="tiff_lzw")
+    assert areas(read("mask", tiff, classes=by_colour)) == wanted and set(areas(read("mask", tiff))) == {"class_1", "class_2"}
 
 
 def test_broken_masks(tmp_path: Path) -> None:

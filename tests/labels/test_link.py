@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,10 +13,13 @@ import pyarrow as pa
 import pytest
 
 from medspark.config import from_tree
+from medspark.labels.label_rows import Groups
 from medspark.labels.link import link_slices, link_tiles
 from medspark.labels.mask_bands import mask_scale
 from medspark.labels.raster import polygon_mask
 from medspark.labels.slice_geometry import SlicePlanes, Volume
+from medspark.labels.slice_images import Images, Structures
+from medspark.labels.slice_masks import SliceMasks
 from medspark.pixels.masks import pack_u8, unpack, unpack_u8
 from medspark.tables.rows import Rejection, Rows
 from tests.phantoms import labels as phantom
@@ -420,6 +424,7 @@ def test_planes_that_name_their_slice() -> None:
         affine[:3, 3] += (sideways, 0, along)
         rows, rejections = on_slices(slices, planes=phantom.planes(phantom.plane("a", mask, "sop:1.2.2#1", affine)))
         assert [item.code for item in rejections] == ([code] if code else [])
+        assert all(f"by up to {max(sideways, along):.2f} mm" in item.message for item in rejections)
         if code is None:
             assert np.array_equal(mask_of(rows[0]), mask)
     (row,), _ = on_slices(slices, planes=phantom.planes(phantom.plane("a", mask, "sop:1.2.2#1")))
@@ -431,6 +436,23 @@ def test_planes_that_name_their_slice() -> None:
     flipped[:3, 0] *= -1
     (row,), _ = on_slices(slices, planes=phantom.planes(phantom.plane("a", mask[:, ::-1], "sop:1.2.2#1", flipped)))
     assert np.array_equal(mask_of(row), mask)
+
+
+def test_planes_of_many_organs_are_held_as_they_are_stored() -> None:
+    slices, (left, right) = phantom.slices(20, 256, 256), (np.zeros((256, 256), bool) for _ in range(2))
+    left[40:200, 30:100], right[40:200, 80:120] = True, True
+    every = [(f"{name}", side, at) for name in range(40) for side in (left, right) for at in range(20)]
+    parts = (phantom.plane(name, mask, f"sop:1.2.{at}#1", phantom.affine_of(slices, at)) for name, mask, at in every)
+    masks = SliceMasks(Groups(), Images(slices), SlicePlanes.of(slices), Structures())
+    tracemalloc.start()
+    try:
+        masks.read(phantom.table("planes", [row]) for row in parts)
+        assert tracemalloc.get_traced_memory()[0] < 800 * 256 * 256 // 8 // 4  # of 800 masks as bits
+    finally:
+        tracemalloc.stop()
+    piece = masks.piece(7, 3)
+    assert piece is not None and np.array_equal(piece.on(256, 256), left | right)
+    assert piece.mask.base is None and piece.mask.shape == (160, 90)  # nor is the whole image's mask
 
 
 def test_empty_masks() -> None:
