@@ -75,12 +75,18 @@ class SlicePlanes:
         return bool(((off_mm <= self.above[at] + SAME_SLICE_MM) & (-off_mm <= self.below[at] + SAME_SLICE_MM)).all())
 
     def nearest(self, points: np.ndarray, among: list[int]) -> list[int]:
-        """Those of the slices ``among`` whose plane all the points are nearest to: one, or one per volume where positions repeat."""
+        """Those of the slices ``among`` whose plane all the points are nearest to: one, or one per volume where positions repeat.
+
+        Half way between two planes is the lower one's, along the normal: on both, the truth would count twice.
+        """
         normal = self.normal[among]
-        off = np.abs(points @ normal.T - np.einsum("nc,nc->n", self.origin[among], normal)).max(axis=0)
-        if not np.isfinite(off).any():
+        off = points @ normal.T - np.einsum("nc,nc->n", self.origin[among], normal)
+        far = np.abs(off).max(axis=0)
+        if not np.isfinite(far).any():
             return []
-        return [among[at] for at in np.flatnonzero(off <= np.nanmin(off) + SAME_SLICE_MM).tolist()]
+        near = np.flatnonzero(far <= np.nanmin(far) + SAME_SLICE_MM)
+        above = off[:, near].mean(axis=0)  # of the points over each plane: the lower one lies furthest below them
+        return [among[at] for at in near[above >= above.max() - 2 * SAME_SLICE_MM].tolist()]
 
 
 def _vectors(values: list[Any], length: int, count: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from medspark.labels.formats import FORMATS, bands, json_items, reader
 from medspark.labels.formats.coco import decode_runs
 from medspark.labels.kind import labels_kind
 from medspark.labels.pairs import Pairs, annotation_stem, image_ref, read_pairs
-from medspark.labels.regions import Context, MaskPlane, Region
+from medspark.labels.regions import Context, MaskPlane, Region, ring
 from medspark.pixels.masks import unpack, unpack_u8
 from medspark.tables.names import file_token, folder_token, image_stem
 from medspark.tables.rows import Rejection
@@ -567,6 +567,15 @@ def test_damaged_files_are_refused_and_never_crash(tmp_path: Path, seed: int) ->
 
 
 # --- ANN ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outline", [[(0, 0), (5, 5)], [(0, 0), (5, 5), (0, 0), (5, 5)], [(3, 3)] * 6, [(0, 0), (0, 0), (5, 5)], []])
+def test_an_outline_of_fewer_than_three_different_points_encloses_nothing(outline: list[tuple[float, float]]) -> None:
+    for values in (outline, np.array(outline, float).reshape(-1, 2)):
+        with pytest.raises(Rejected) as caught:
+            ring(values)
+        assert caught.value.code == "LABEL_GEOMETRY"
+    assert len(ring([(0, 0), (5, 5), (0, 0), (0, 5), (0, 0)])) == 4
 
 
 def test_a_deflated_bomb_is_refused_when_it_is_looked_at(tmp_path: Path) -> None:

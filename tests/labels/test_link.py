@@ -302,6 +302,19 @@ def test_half_the_local_gap_on_either_side(off: float, fine: bool) -> None:
         assert rejections[0].code == "LABEL_GEOMETRY" and f"{abs(off):.2f} mm" in rejections[0].message
 
 
+@pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 1, 0), (1, 0, 0, 0, -1, 0)])
+def test_a_contour_half_way_between_two_slices_counts_once(orientation: tuple[float, ...]) -> None:
+    slices = phantom.slices(3, 20, 20, orientation=orientation)
+    for shift, at in ((0.9995, 0), (1.0, 0), (1.0005, 0), (1.01, 1)):  # of 2 mm; the third within what headers round
+        affine = phantom.affine_of(slices, 0)
+        affine[:3, 3] += shift * np.cross(orientation[:3], orientation[3:])
+        corners = np.array([(4, 5, 0, 1), (12, 5, 0, 1), (12, 9, 0, 1), (4, 9, 0, 1)], float) @ affine.T
+        rows, rejections = on_slices(
+            slices, phantom.regions(phantom.region("a", corners[:, :3].tolist(), geometry="contour", ref="plane:1"))
+        )
+        assert [row["image_id"][-1] for row in rows] == [str(at)] and not rejections and rows[0]["area_px"] == 9 * 5
+
+
 def test_half_truths_are_no_truth() -> None:
     slices = phantom.slices(4, 40, 30)
     regions = phantom.regions(
