@@ -17,6 +17,7 @@ from medspark.labels.label_rows import Groups
 from medspark.labels.link import link_slices, link_tiles
 from medspark.labels.mask_bands import mask_scale
 from medspark.labels.raster import polygon_mask
+from medspark.labels.shapes import expand_boxes
 from medspark.labels.slice_geometry import SlicePlanes, Volume
 from medspark.labels.slice_images import Images, Structures
 from medspark.labels.slice_masks import SliceMasks
@@ -155,6 +156,27 @@ def test_points_lines_and_boxes() -> None:
     rows, _ = on_tiles(slide, phantom.tiles(slide, 64), regions)
     assert area(rows, "point") == 2 and sum(row["label"] == "point" for row in rows) == 2
     assert area(rows, "line") == 111 and area(rows, "box") == 65 * 74
+
+
+def test_boxes_of_two_corners_are_expanded_and_the_cells_beside_them_left_alone() -> None:
+    cells = [phantom.region(f"c{n}", [(n, 0), (n + 5, 0), (n, 5)]) for n in range(50)]
+    four = phantom.region("four", [(0, 0), (9, 0), (9, 9), (0, 9)], geometry="box")
+    two = phantom.region("two", [(1, 2), (7, 5)], geometry="box")
+    table = phantom.regions(*cells, two, four, *cells, phantom.region("none", geometry="box"), two)
+    assert expand_boxes(table.filter(pa.array([True] * 50 + [False] + [True] * 52 + [False]))).num_rows == 102
+    rings = expand_boxes(table).column("rings").to_pylist()
+    wanted = [[{"x": x, "y": y, "z": None} for x, y in ((1.0, 2.0), (7.0, 2.0), (7.0, 5.0), (1.0, 5.0))]]
+    assert rings[50] == rings[103] == wanted
+    assert rings[:50] + rings[51:103] == [row for place, row in enumerate(table.column("rings").to_pylist()) if place not in (50, 103)]
+    pieces = pa.concat_tables([table.slice(0, 51), table.slice(51)])
+    assert expand_boxes(pieces).column("rings").to_pylist() == rings
+    many = pa.concat_tables([phantom.regions(*cells, four)] * 400)
+    tracemalloc.start()
+    try:
+        expand_boxes(many)
+        assert tracemalloc.get_traced_memory()[1] < 20_400 * 200  # 20,400 shapes as Python objects are a hundred times as large
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_label_without_pixels_is_the_slides() -> None:
