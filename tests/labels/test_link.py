@@ -238,6 +238,31 @@ def test_masks_of_slides_by_bands(factor: int) -> None:
         assert np.array_equal(mask_of(row)[:h, :w], full[y : y + h, x : x + w])
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_masks_of_many_classes_are_held_as_bits(scale: float) -> None:
+    slide = phantom.slide(4_003, 600)
+    classes = np.random.default_rng(3).integers(0, 100, (600 // 100, 4_100 // 100)).repeat(100, 0).repeat(100, 1)[:, :4_003]
+    given = (
+        phantom.table("planes", [phantom.plane(f"c{number}", classes[:, 5:] == number, row0=0, col0=5, ref_rows=600, ref_cols=4_003)])
+        for number in range(1, 100)
+    )
+    tiles = phantom.tiles(slide, 256, scale)
+    tracemalloc.start()
+    try:
+        rows, rejections = on_tiles(slide, tiles, planes=given, resample="nearest")
+        assert tracemalloc.get_traced_memory()[1] < 99 * 600 * 4_003 / 2  # as bytes they would be twice that
+    finally:
+        tracemalloc.stop()
+    assert not rejections
+    for row in rows[::37]:
+        tile = next(item for item in tiles.to_pylist() if item["image_id"] == row["image_id"])
+        at = (np.arange(256) + 0.5) * scale
+        y, x = np.floor(tile["y_l0"] + at).astype(int), np.floor(tile["x_l0"] + at).astype(int)
+        inside = (y < 600)[:, None] & ((x >= 5) & (x < 4_003))[None, :]
+        wanted = (classes[np.minimum(y, 599)[:, None], np.minimum(x, 4_002)[None, :]] == int(row["label"][1:])) & inside
+        assert np.array_equal(mask_of(row), wanted)
+
+
 def test_tiled_planes_and_regions_of_one_label_unite() -> None:
     slide = phantom.slide(64, 64)
     part = phantom.plane("a", np.ones((10, 12), bool), row0=5, col0=40, ref_rows=64, ref_cols=64)
