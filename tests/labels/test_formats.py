@@ -301,6 +301,22 @@ def test_a_slide_full_of_cells_is_not_held_in_memory(tmp_path: Path) -> None:
         next(reader("geojson")(str(path), context(path)))  # nothing of a document that breaks off
 
 
+def test_a_million_coco_annotations_are_not_held_in_memory(tmp_path: Path) -> None:
+    flat = [round(value, 2) for value in 50 * np.random.default_rng(1).random(200)]
+    annotations = [{"id": number, "image_id": 1, "category_id": 1, "segmentation": [flat]} for number in range(4000)]
+    head = {"images": [{"id": 1, "file_name": "a.png", "height": 60, "width": 60}], "categories": [{"id": 1, "name": "cell"}]}
+    path = write_json(tmp_path / "cells.json", {"annotations": annotations, **head})  # what they belong to stands behind them
+    size = path.stat().st_size
+    del annotations
+    tracemalloc.start()
+    try:
+        assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "coco"}
+        assert sum(len(item.rings[0]) for item in reader("coco")(str(path), context(path))) == 400_000
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_geometry_alone_is_geojson_too(tmp_path: Path) -> None:
     polygon = {"type": "Polygon", "coordinates": [[*SQUARE, SQUARE[0]]]}
     for document in (polygon, {"type": "GeometryCollection", "geometries": [polygon]}):

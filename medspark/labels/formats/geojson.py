@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from medspark.errors import Rejected
-from medspark.labels.formats.json_items import items
+from medspark.labels.formats.json_items import Outline, outline, parts
 from medspark.labels.regions import UNCLASSIFIED, Context, Geometry, Item, Region, is_box, points, ring
 
 _CLASS_IDS = frozenset(
@@ -16,40 +14,25 @@ _CLASS_IDS = frozenset(
 )
 """QuPath before 0.3 wrote its Java class where the object's id belongs."""
 GEOMETRIES = ("Polygon", "MultiPolygon", "LineString", "MultiLineString", "Point", "MultiPoint", "GeometryCollection")
-WATCH_EVERY = 50_000  # features: some seconds
 _OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
 
 
-def load(path: str, context: Context) -> Any:
-    """The JSON document; raises Rejected(LABEL_FORMAT)."""
-    context.check_size(os.path.getsize(path))
-    context.watch("json")
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            return json.load(stream)
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise Rejected("LABEL_FORMAT", "not valid JSON") from None
-
-
-def features(document: Any) -> list[Any] | None:
-    """The features of a FeatureCollection, a list of features, one feature, or a geometry without one; None where it is something else."""
-    if _is_collection(document):
-        return list(document["features"])
-    if _is_feature(document):
-        return [document]
-    if isinstance(document, dict) and document.get("type") in GEOMETRIES:
-        return [{"type": "Feature", "geometry": document}]
-    if isinstance(document, list) and document and all(map(_is_feature, document)):
-        return document
-    return None
+def is_geojson(document: Outline) -> bool:
+    """Whether it is a FeatureCollection, an array of features, one feature, or a geometry without one (RFC 7946 section 3)."""
+    in_arrays = _is_collection(document.rest) or (document.rest is None and document.types == {"Feature"})
+    return in_arrays or bool(_alone(document.rest))
 
 
 def _is_collection(document: Any) -> bool:
     return isinstance(document, dict) and document.get("type") == "FeatureCollection" and isinstance(document.get("features"), list)
 
 
-def _is_feature(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("type") == "Feature"
+def _alone(document: Any) -> list[Any]:
+    """The feature that a document is, or of the geometry that it is; no feature where it is something else."""
+    kind = document.get("type") if isinstance(document, dict) else None
+    if kind == "Feature":
+        return [document]
+    return [{"type": "Feature", "geometry": document}] if kind in GEOMETRIES else []
 
 
 def read(path: str, context: Context) -> Iterator[Item]:
@@ -57,9 +40,10 @@ def read(path: str, context: Context) -> Iterator[Item]:
 
     Features are read one by one, in two passes: a document that breaks off somewhere gives nothing.
     """
-    context.check_size(os.path.getsize(path))
-    alone = _outside_arrays(path, context)
-    found = (value for is_item, value in _parts_of(path, context) if is_item) if alone is None else alone
+    document = outline(path, context, "features")
+    if not is_geojson(document):
+        raise Rejected("LABEL_FORMAT", "the JSON holds no GeoJSON features")
+    found = _alone(document.rest) or (value for is_item, value in parts(path, context, "features") if is_item)
     images = context.images()
     for place, feature in enumerate(found):
         try:
@@ -68,34 +52,6 @@ def read(path: str, context: Context) -> Iterator[Item]:
             yield error
         else:
             yield from regions
-
-
-def _outside_arrays(path: str, context: Context) -> list[Any] | None:
-    """The features of a document that has no array of them, None where it has; raises Rejected(LABEL_FORMAT) for any other."""
-    n_items, only_features, rest = 0, True, None
-    for is_item, value in _parts_of(path, context):
-        if is_item:
-            n_items, only_features = n_items + 1, only_features and _is_feature(value)
-        else:
-            rest = value
-    if _is_collection(rest) or (rest is None and n_items and only_features):
-        return None
-    alone = features(rest)
-    if alone is None:
-        raise Rejected("LABEL_FORMAT", "the JSON holds no GeoJSON features")
-    return alone
-
-
-def _parts_of(path: str, context: Context) -> Iterator[tuple[bool, Any]]:
-    context.watch("json")
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            for number, part in enumerate(items(stream, "features"), start=1):
-                if number % WATCH_EVERY == 0:
-                    context.watch(f"feature {number}")
-                yield part
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise Rejected("LABEL_FORMAT", "not valid JSON") from None
 
 
 def _regions(feature: Any, place: int, images: tuple[str, ...]) -> Iterator[Region]:

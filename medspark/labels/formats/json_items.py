@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any
+
+from medspark.errors import Rejected
+from medspark.labels.regions import Context
 
 CHUNK_CHARS = 1 << 20  # read at once; one item may be longer
 TOKEN_CHARS = 32  # a complaint this near to the end of what was read is of a token that goes on: a number, a literal, an escape
+
+WATCH_EVERY = 50_000  # items: some seconds
 
 _SPACE = " \t\n\r"
 _ENDS = tuple(_SPACE + ",]}:")
 _DECODER = json.JSONDecoder()
 
 
-def items(stream: IO[str], key: str) -> Iterator[tuple[bool, Any]]:
-    """(True, item) of the document's own array, or of the array that its object holds under ``key``; last (False, the rest).
+@dataclass(frozen=True)
+class Outline:
+    """A document without the items of its arrays.
 
-    The rest is the object without that array's items (an empty list stands for them), None where the document is an array, or else the
+    rest : as `items` gives it at the end
+    types : what the items call their type; None among them for one that does not
+    """
+
+    rest: Any
+    types: frozenset[str | None]
+
+
+def outline(path: str, context: Context, *keys: str) -> Outline:
+    """What the document is, every character of it looked at; raises as `parts`."""
+    types: set[str | None] = set()
+    rest: Any = None
+    for is_item, value in parts(path, context, *keys):
+        if is_item:
+            said = value.get("type") if isinstance(value, dict) else None
+            types.add(said if isinstance(said, str) else None)
+        else:
+            rest = value
+    return Outline(rest, frozenset(types))
+
+
+def parts(path: str, context: Context, *keys: str) -> Iterator[tuple[bool, Any]]:
+    """`items` of a file; raises Rejected(LABEL_FORMAT, TOO_LARGE)."""
+    context.check_size(os.path.getsize(path))
+    context.watch("json")
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            for number, part in enumerate(items(stream, *keys), start=1):
+                if number % WATCH_EVERY == 0:
+                    context.watch(f"item {number}")
+                yield part
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise Rejected("LABEL_FORMAT", "not valid JSON") from None
+
+
+def items(stream: IO[str], *keys: str) -> Iterator[tuple[bool, Any]]:
+    """(True, item) of the document's own array, or of the arrays that its object holds under ``keys``; last (False, the rest).
+
+    The rest is the object without those arrays' items (an empty list stands for them), None where the document is an array, or else the
     document itself. Raises ValueError and RecursionError for what is no JSON.
     """
     text = _Text(stream)
@@ -28,7 +74,7 @@ def items(stream: IO[str], key: str) -> Iterator[tuple[bool, Any]]:
     elif first == "{":
         rest = {}
         for name in text.members():
-            if name == key and text.peek() == "[":
+            if name in keys and text.peek() == "[":
                 rest[name] = []
                 yield from ((True, item) for item in text.array())
             else:

@@ -8,7 +8,7 @@ import struct
 import zlib
 
 from medspark.errors import Rejected, SkippedSource
-from medspark.labels.formats import asap, bands, coco, csv, geojson, nifti
+from medspark.labels.formats import asap, bands, coco, csv, geojson, json_items, nifti
 from medspark.labels.formats.dicom import SOP_FORMATS, looks_bare
 from medspark.labels.regions import Context
 
@@ -50,10 +50,10 @@ def sniff(path: str, context: Context) -> dict[str, str]:
     if text[:1] in (b"{", b"[") or extension in (".json", ".geojson"):
         if _QUPATH.match(text):
             return {"format": "geojson"}
-        document = geojson.load(path, context)
-        if geojson.features(document) is not None:
+        document = json_items.outline(path, context, "features", "annotations")
+        if geojson.is_geojson(document):
             return {"format": "geojson"}
-        if coco.is_coco(document):
+        if coco.is_coco(document.rest):
             return {"format": "coco"}
         raise Rejected("LABEL_FORMAT", "JSON that is neither GeoJSON nor COCO")
     if csv.is_label_table(head.decode("utf-8", "replace").splitlines()[0] if text else ""):
