@@ -192,8 +192,42 @@ def test_hostile_and_foreign_xml(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.xml"
     path.write_text(text)
     assert rejected("asap", path) == "LABEL_FORMAT"
+    if text.startswith("<ASAP_Annotations>"):  # how it ends is seen when it is read
+        assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "asap"}
+        return
     with pytest.raises(Rejected, match="LABEL_FORMAT"):
         labels_kind().scan(str(path), str(path), IDS, Config())
+
+
+def test_asap_elements_count_at_their_place_only(tmp_path: Path) -> None:
+    text = asap_xml([("Polygon", "a", SQUARE), ("Polygon", "b", SQUARE)], {"a": "Exclusion", "b": "None", "Exclusion": "None"})
+    shape = text[text.index("<Annotation ") : text.index("</Annotation>") + len("</Annotation>")]
+    group = '<Group Name="b" PartOfGroup="Exclusion" />'
+    for before in ("<Annotations>", "<AnnotationGroups>"):
+        wrong = f"<Other><Annotations>{shape}</Annotations></Other><Other>{shape}{group}</Other>" + "<x><y/></x>" * 3
+        path = tmp_path / "s.xml"
+        path.write_text(text.replace(before, wrong + before))
+        items = read("asap", path)
+        assert [(item.label, item.role, len(item.rings[0]), item.instance_key) for item in items] == [
+            ("a", "ignore", 4, "0"),
+            ("b", "positive", 4, "1"),
+        ]
+
+
+def test_asap_is_read_shape_by_shape(tmp_path: Path) -> None:
+    path = tmp_path / "s.xml"
+    outline = [(float(x), float(y)) for x, y in 50 * np.random.default_rng(1).random((40, 2))]
+    path.write_text(asap_xml([("Polygon", "cell", outline)] * 500))
+    read("asap", path)  # its parser is imported
+    tracemalloc.start()
+    try:
+        assert sum(len(item.rings[0]) for item in reader("asap")(str(path), context(path))) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size  # as a tree it would be nine times the text
+    finally:
+        tracemalloc.stop()
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(Rejected, match="not well-formed"):
+        next(reader("asap")(str(path), context(path)))  # nothing of a file that breaks off
 
 
 def test_asap_real_files() -> None:

@@ -44,7 +44,7 @@ def sniff(path: str, context: Context) -> dict[str, str]:
     if text[:1] == b"<" or extension == ".xml":
         context.check_size(os.path.getsize(path))
         context.watch("xml")
-        if asap.parse(path).tag == "ASAP_Annotations":
+        if asap.is_asap(path):
             return {"format": "asap"}
         raise Rejected("LABEL_FORMAT", "XML of another program than ASAP")
     if text[:1] in (b"{", b"[") or extension in (".json", ".geojson"):
