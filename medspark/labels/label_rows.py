@@ -287,4 +287,4 @@ def cropped(mask: np.ndarray, fractions: np.ndarray | None = None, threshold: fl
     box = bounding_box(mask)
     if box is None:
         return Piece(0, 0, mask[:0, :0])
-    return Piece(box[0], box[1], mask[box[0] : box[2], box[1] : box[3]])
+    return Piece(box[0], box[1], mask[box[0] : box[2], box[1] : box[3]].copy())  # a view would keep the whole image's mask

@@ -75,7 +75,7 @@ class _Band:
     codec: str
     threshold: float
     packed: bytes
-    _array: np.ndarray | None = None
+    _lines: np.ndarray | None = None
 
     @property
     def top_l0(self) -> float:
@@ -85,12 +85,25 @@ class _Band:
     def bottom_l0(self) -> float:
         return (self.row0 + self.rows) * self.scale[1]
 
-    def array(self) -> np.ndarray:
-        """Bool, or uint8 fractions; kept while the band is."""
-        if self._array is None:
-            read = unpack if self.codec == "bits-zstd" else unpack_u8
-            self._array = read(self.packed, self.rows, self.cols)
-        return self._array
+    def window(self, row: np.ndarray, col: np.ndarray) -> np.ndarray | None:
+        """(len(row), len(col)) bool, or uint8 fractions, at the band's own ascending rows and columns; None where nothing is set.
+
+        What is kept while the band is needed is bits, a line of whole bytes per row: 256 classes on a slide of 100,000 px are 512 MB.
+        """
+        bits = self.codec == "bits-zstd"
+        if self._lines is None:
+            whole = (unpack if bits else unpack_u8)(self.packed, self.rows, self.cols)
+            self._lines = np.packbits(whole, axis=1) if bits else whole
+            self.packed = b""
+        if not bits:
+            part = self._lines[row[:, None], col[None, :]]
+            return part if part.any() else None
+        first = int(col[0]) // 8
+        lines = self._lines[row, first : int(col[-1]) // 8 + 1]
+        if not lines.any():
+            return None
+        part = np.unpackbits(lines, axis=1).view(bool)[:, col - first * 8]
+        return part if part.any() else None
 
 
 @dataclass
@@ -150,8 +163,8 @@ class Bands:
                 c0, c1 = np.searchsorted(col, 0), np.searchsorted(col, band.cols)
                 if r0 == r1 or c0 == c1:
                     continue
-                part = band.array()[row[r0:r1, None], col[None, c0:c1]]
-                if not part.any():
+                part = band.window(row[r0:r1], col[c0:c1])
+                if part is None:
                     continue
                 if found is None:
                     found = np.zeros((tile.height_px, tile.width_px), part.dtype)

@@ -181,12 +181,13 @@ def points(values: Iterable[Sequence[Any]] | np.ndarray, dims: int = 2) -> np.nd
 
 
 def ring(values: Iterable[Sequence[Any]] | np.ndarray, dims: int = 2) -> np.ndarray:
-    """`points` of a closed outline without a repeated first point; fewer than three are Rejected(LABEL_GEOMETRY)."""
+    """`points` of a closed outline without a repeated first point; fewer than three different ones are Rejected(LABEL_GEOMETRY)."""
     array = points(values, dims)
     if len(array) > 1 and (array[0] == array[-1]).all():
         array = array[:-1]
-    if len(array) < 3:
-        raise Rejected("LABEL_GEOMETRY", f"an outline of {len(array)} points encloses nothing")
+    others = array[(array != array[:1]).any(axis=1)]
+    if len(array) < 3 or not (others != others[:1]).any():  # nor do three of which two are the same
+        raise Rejected("LABEL_GEOMETRY", f"an outline of {min(len(array), 2)} points encloses nothing")
     return array
 
 

@@ -38,9 +38,7 @@ class Shapes:
     @classmethod
     def of(cls, regions: pa.Table) -> Shapes:
         """From a table with the columns ``rings`` and ``geometry`` of ``regions``."""
-        rings = regions.column("rings").combine_chunks()
-        if isinstance(rings, pa.ChunkedArray):
-            rings = pa.concat_arrays(rings.chunks) if rings.num_chunks else pa.array([], rings.type)
+        rings = _array(regions.column("rings"))
         region_start = np.concatenate([[0], np.cumsum(_lengths(rings))])
         inner = rings.flatten()
         ring_start = np.concatenate([[0], np.cumsum(_lengths(inner))])
@@ -84,18 +82,32 @@ class Shapes:
 
 
 def expand_boxes(regions: pa.Table) -> pa.Table:
-    """The table with boxes of two corners written as rings of four points."""
-    geometry = np.array(regions.column("geometry").to_pylist(), object)
-    if not (geometry == "box").any():
+    """The table with boxes of two corners written as rings of four points; no other shape becomes Python objects."""
+    boxes = np.flatnonzero(np.array(regions.column("geometry").to_pylist(), object) == "box")
+    rings = _array(regions.take(pa.array(boxes)).column("rings")) if len(boxes) else None
+    if rings is None:
         return regions
-    rings = regions.column("rings").to_pylist()
-    for place in np.flatnonzero(geometry == "box"):
-        if len(rings[place]) == 1 and len(rings[place][0]) == 2:
-            a, b = rings[place][0]
-            corners = ((a["x"], a["y"]), (b["x"], a["y"]), (b["x"], b["y"]), (a["x"], b["y"]))
-            rings[place] = [[{"x": x, "y": y, "z": a["z"]} for x, y in corners]]
+    alone = np.flatnonzero(_lengths(rings) == 1)
+    alone = alone[_lengths(rings.take(pa.array(alone)).flatten()) == 2]
+    if not len(alone):
+        return regions
+    whole = []
+    for ((a, b),) in rings.take(pa.array(alone)).to_pylist():
+        corners = ((a["x"], a["y"]), (b["x"], a["y"]), (b["x"], b["y"]), (a["x"], b["y"]))
+        whole.append([[{"x": x, "y": y, "z": a["z"]} for x, y in corners]])
+    of = np.arange(regions.num_rows)
+    of[boxes[alone]] = regions.num_rows + np.arange(len(alone))
+    both = pa.concat_arrays([_array(regions.column("rings")), pa.array(whole, rings.type)])
     at = regions.schema.get_field_index("rings")
-    return regions.set_column(at, regions.schema.field(at), pa.array(rings, regions.schema.field(at).type))
+    return regions.set_column(at, regions.schema.field(at), both.take(pa.array(of)))
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece."""
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        return pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], whole.type)
+    return whole
 
 
 def _lengths(lists: pa.Array) -> np.ndarray:

@@ -75,12 +75,18 @@ class SlicePlanes:
         return bool(((off_mm <= self.above[at] + SAME_SLICE_MM) & (-off_mm <= self.below[at] + SAME_SLICE_MM)).all())
 
     def nearest(self, points: np.ndarray, among: list[int]) -> list[int]:
-        """Those of the slices ``among`` whose plane all the points are nearest to: one, or one per volume where positions repeat."""
+        """Those of the slices ``among`` whose plane all the points are nearest to: one, or one per volume where positions repeat.
+
+        Half way between two planes is the lower one's, along the normal: on both, the truth would count twice.
+        """
         normal = self.normal[among]
-        off = np.abs(points @ normal.T - np.einsum("nc,nc->n", self.origin[among], normal)).max(axis=0)
-        if not np.isfinite(off).any():
+        off = points @ normal.T - np.einsum("nc,nc->n", self.origin[among], normal)
+        far = np.abs(off).max(axis=0)
+        if not np.isfinite(far).any():
             return []
-        return [among[at] for at in np.flatnonzero(off <= np.nanmin(off) + SAME_SLICE_MM).tolist()]
+        near = np.flatnonzero(far <= np.nanmin(far) + SAME_SLICE_MM)
+        above = off[:, near].mean(axis=0)  # of the points over each plane: the lower one lies furthest below them
+        return [among[at] for at in near[above >= above.max() - 2 * SAME_SLICE_MM].tolist()]
 
 
 def _vectors(values: list[Any], length: int, count: int) -> np.ndarray:
@@ -165,6 +171,15 @@ def turn_onto(planes: SlicePlanes, at: int, affine: np.ndarray, rows: int, cols:
     if named and (rows, cols) == size and np.abs(index[:, :2] - _turned_corners(Turn(), rows, cols)).max() <= HALF_PIXEL:
         return Turn()
     return "LABEL_GEOMETRY" if (rows, cols) == size else "LABEL_SIZE"
+
+
+def off_mm(planes: SlicePlanes, at: int, affine: np.ndarray, rows: int, cols: int) -> float:
+    """How far the corner pixels of a plane of rows x cols lie from those of slice ``at``, at most; off its plane alone where sizes differ."""
+    index = planes.to_index(at, corners(affine, rows, cols))
+    across = np.zeros((4, 2))
+    if (rows, cols) == tuple(planes.size[at].tolist()):
+        across = (index[:, :2] - _turned_corners(Turn(), rows, cols)) * planes.spacing[at]
+    return float(np.hypot(np.hypot(across[:, 0], across[:, 1]), index[:, 2]).max())
 
 
 def _turned_corners(turn: Turn, rows: int, cols: int) -> np.ndarray:

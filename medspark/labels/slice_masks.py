@@ -1,7 +1,8 @@
 """Painted truth on slices: which plane lies on which slice, and how its pixels become the slice's.
 
 A plane with an affine is placed by it, whether it names its slice or not; along another axis than the series it is scattered voxel by voxel.
-A plane without one belongs to the one image that it names, pixel by pixel. Masks are kept as packed bits: a slice of 512² is 32 KB.
+A plane without one belongs to the one image that it names, pixel by pixel. Masks are kept as they are stored, compressed: 100 organs on
+500 slices are 1.6 GB as bits.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import pyarrow as pa
 from medspark.labels.label_rows import Groups, Piece, cropped
 from medspark.labels.mask_bands import DEFAULT_THRESHOLD
 from medspark.labels.regions import MAX_COORDINATE
-from medspark.labels.slice_geometry import SlicePlanes, Turn, Volume, corners, parallel, turn_onto
+from medspark.labels.slice_geometry import SlicePlanes, Turn, Volume, corners, off_mm, parallel, turn_onto
 from medspark.labels.slice_images import Images, Structures
-from medspark.pixels.masks import pack_u8, unpack, unpack_u8
+from medspark.pixels.masks import pack, pack_u8, unpack, unpack_u8
 
 
 @dataclass
@@ -33,7 +34,7 @@ class SliceMasks:
     images: Images
     planes: SlicePlanes
     wrong: Structures
-    _bits: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    _bits: dict[tuple[int, int], bytes] = field(default_factory=dict)
     _fractions: dict[tuple[int, int], bytes] = field(default_factory=dict)
     _threshold: dict[int, float] = field(default_factory=dict)
     _voxels: dict[int, list[tuple[str, np.ndarray]]] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class SliceMasks:
         rows, cols = self.planes.size[at].tolist()
         mask: np.ndarray | None = None
         if (group, at) in self._bits:
-            mask = np.unpackbits(self._bits[group, at], count=rows * cols).reshape(rows, cols).view(bool)
+            mask = unpack(self._bits[group, at], rows, cols)
         for voxels in self._by_slice(group, at):
             mask = np.zeros((rows, cols), bool) if mask is None else mask.copy()
             mask[voxels[:, 1], voxels[:, 2]] = True
@@ -88,36 +89,36 @@ class SliceMasks:
         if ref.startswith("sop:") and not candidates:
             return  # its image is not here, and may still come
         self.wrong.count(group)
-        fractional = row["mask_codec"] != "bits-zstd"
-        mask = (unpack_u8 if fractional else unpack)(row["mask"], row["rows"], row["cols"])
+        fractional, size = row["mask_codec"] != "bits-zstd", (row["rows"], row["cols"])
         if fractional:
             threshold = DEFAULT_THRESHOLD if row["threshold"] is None else float(row["threshold"])
             self._threshold[number] = max(threshold, self._threshold.get(number, 0.0))
         if row["affine"] is None:
-            self._paste(number, candidates, row, mask)
+            self._paste(number, candidates, row, _array(row))
             return
         affine = np.array(row["affine"], np.float64).reshape(4, 4)
         named = ref.startswith("sop:")
         if not (np.abs(affine) <= MAX_COORDINATE).all():  # also where one is NaN
             self.wrong.fault(group, "LABEL_GEOMETRY")
             return
-        on = self.planes.nearest(corners(affine, *mask.shape), candidates)
+        on = self.planes.nearest(corners(affine, *size), candidates)
         if not named:
             on = [at for at in on if parallel(self.planes, at, affine)]
         if not on:
             if named:
                 self.wrong.fault(group, "LABEL_GEOMETRY")
             else:
-                self._scatter(number, affine, mask)
+                self._scatter(number, affine, _array(row))
             return
         for at in on:
-            turn = turn_onto(self.planes, at, affine, mask.shape[0], mask.shape[1], named)
-            if isinstance(turn, Turn):
-                self._unite(number, at, turn(mask))
-            else:
-                off = self.planes.to_index(at, corners(affine, *mask.shape))[:, 2]
-                self.wrong.fault(group, turn, float(np.abs(off).max()) if turn == "LABEL_GEOMETRY" else float("nan"))
+            turn = turn_onto(self.planes, at, affine, *size, named)
+            if not isinstance(turn, Turn):
+                self.wrong.fault(group, turn, off_mm(self.planes, at, affine, *size) if turn == "LABEL_GEOMETRY" else float("nan"))
                 return
+            if turn == Turn() and (number, at) not in (self._fractions if fractional else self._bits):
+                (self._fractions if fractional else self._bits)[number, at] = row["mask"]
+            else:
+                self._unite(number, at, turn(_array(row)))
 
     def _paste(self, number: int, candidates: list[int], row: dict[str, Any], mask: np.ndarray) -> None:
         """A plane without a place: (a band of) the whole of one image."""
@@ -157,12 +158,16 @@ class SliceMasks:
     def _unite(self, number: int, at: int, mask: np.ndarray) -> None:
         key = number, at
         if mask.dtype == bool:
-            bits = np.packbits(mask, axis=None)
-            self._bits[key] = bits if key not in self._bits else self._bits[key] | bits
+            self._bits[key] = pack(mask if key not in self._bits else mask | unpack(self._bits[key], *mask.shape))
         else:
             if key in self._fractions:
                 mask = np.maximum(mask, unpack_u8(self._fractions[key], *mask.shape))
             self._fractions[key] = pack_u8(mask)
+
+
+def _array(row: dict[str, Any]) -> np.ndarray:
+    """(rows, cols) bool, or uint8 fractions of 255."""
+    return (unpack if row["mask_codec"] == "bits-zstd" else unpack_u8)(row["mask"], row["rows"], row["cols"])
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -30,7 +30,7 @@ from medspark.lake import derive, link, meetings, tasks
 from medspark.lake.batch import Batch, recover_dead
 from medspark.lake.explode import Exploder, TaskResult
 from medspark.lake.files import PRIVATE
-from medspark.lake.scan import Found, Ledger, Scanned, reader, resolve, to_path, walk
+from medspark.lake.scan import Found, Ledger, Scanned, cuts_before, reader, resolve, to_path, walk
 from medspark.lake.session import cores
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
@@ -179,7 +179,7 @@ class Ingest:
             if ledger.knows(dataset, found):
                 self.summary.skipped += 1
                 continue
-            if batch and (len(batch) >= most or size + found.size > self.settings.ingest.batch_bytes):
+            if batch and cuts_before(found, batch, size, most, self.settings.ingest.batch_bytes, getattr(self.kind, "together", None)):
                 yield batch
                 batch, size = [], 0
             batch.append(found)

@@ -27,6 +27,7 @@ from medspark.lake.store import Lake
 from medspark.lake.tasks import Watcher
 from medspark.tables.work import Kind, SourceFile
 
+TOGETHER = 8  # batches' worth of files that may become one because they belong together: some 2,000 headers with thumbnails
 FANOUT = 512  # folders waiting to be listed; beyond, listing goes into tasks
 HASH_BLOCK = 1 << 20
 HIDDEN = (".", "_")  # hidden files and folders of tools (.DS_Store, _SUCCESS), as Spark and Hadoop leave them out
@@ -65,6 +66,23 @@ def to_uri(filesystem: pafs.FileSystem, path: str, given: str) -> str:
 
 def to_path(uri: str) -> str:
     return uri.removeprefix("file://")
+
+
+def cuts_before(
+    found: Found, batch: Sequence[Found], size: int, most: int, most_bytes: int, together: Callable[[str], str | None] | None
+) -> bool:
+    """Whether a batch ends before ``found``: it is full, and what it holds is whole.
+
+    size : bytes of ``batch``
+    together : what a file must be planned with, by its uri: neighbours of one answer share a batch (DICOM levels of one folder), None for
+        a file that stands alone; up to `TOGETHER` times a batch, for a folder may hold anything
+    """
+    if len(batch) < most and size + found.size <= most_bytes:
+        return False
+    if together is None or len(batch) >= TOGETHER * most or size + found.size > TOGETHER * most_bytes:
+        return True
+    key = together(found.uri)
+    return key is None or key != together(batch[-1].uri)
 
 
 def list_folder(folder: str) -> tuple[list[str], list[Found]]:

@@ -13,7 +13,7 @@ _local = threading.local()  # zstandard's contexts must not be shared between th
 
 def pack(mask: np.ndarray) -> bytes:
     """``bits-zstd``: (rows, cols) bool -> row-major bits, most significant first, zstd level 1."""
-    return _compressor().compress(np.packbits(np.asarray(mask, bool), axis=None).tobytes())
+    return _packed(np.packbits(np.asarray(mask, bool), axis=None).tobytes())
 
 
 def unpack(data: bytes, rows: int, cols: int) -> np.ndarray:
@@ -23,12 +23,17 @@ def unpack(data: bytes, rows: int, cols: int) -> np.ndarray:
 
 def pack_u8(mask: np.ndarray) -> bytes:
     """``u8-zstd``: (rows, cols) uint8 (fractions of 255, probabilities), zstd level 1."""
-    return _compressor().compress(np.ascontiguousarray(mask, np.uint8).tobytes())
+    return _packed(np.ascontiguousarray(mask, np.uint8).tobytes())
 
 
 def unpack_u8(data: bytes, rows: int, cols: int) -> np.ndarray:
     """(rows, cols) uint8; raises ValueError when the bytes hold another number of pixels."""
     return _inflate(data, rows * cols).reshape(rows, cols)
+
+
+def _packed(raw: bytes) -> bytes:
+    # zstandard hands out its whole buffer under a shorter length: 100 bytes that hold on to 2 MB. A copy holds what it says.
+    return bytes(memoryview(_compressor().compress(raw)))
 
 
 def _inflate(data: bytes, size: int) -> np.ndarray:

@@ -27,6 +27,7 @@ PREAMBLE_BYTES = 132  # 128 bytes of anything and "DICM" (PS3.10 7.1)
 ENCAPSULATED_PIXELS = (
     b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff"  # pydicom drops the element, with a warning, where its end marker is missing
 )
+META_BYTES = 1024  # within which the file meta names the transfer syntax
 PARSE_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -64,16 +65,31 @@ def read_dicom(source: bytes | str | os.PathLike[str], guard: Guard | None = Non
         return _read(stream, os.fstat(stream.fileno()).st_size, guard, header_only)
 
 
+def is_deflated(path: str | os.PathLike[str]) -> bool:
+    """Whether the file meta names Deflated Explicit VR Little Endian: then pydicom's ``dcmread`` would inflate the file without a bound."""
+    with open(path, "rb") as stream:
+        return stream.read(PREAMBLE_BYTES)[128:] == b"DICM" and _named_syntax(stream) == DEFLATED
+
+
+def _named_syntax(stream: Any) -> str:
+    """The transfer syntax in the file meta, which begins where ``stream`` stands; raises Rejected NOT_DICOM where it does not parse."""
+    try:
+        meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        return str(meta.get("TransferSyntaxUID", ""))
+    except PARSE_ERRORS as error:
+        raise Rejected("NOT_DICOM", f"the file meta cannot be parsed ({type(error).__name__})") from None
+
+
 def _read(stream: Any, size: int, guard: Guard, header_only: bool) -> Dataset:
     if size == 0:
         raise Rejected("EMPTY_FILE", "the file is empty")
     if size > guard.max_file_bytes:
         raise Rejected("TOO_LARGE", "the file is larger than guard.max_file_bytes")
-    head = stream.read(1024)
+    head = stream.read(META_BYTES)
     if head[128:PREAMBLE_BYTES] != b"DICM" and not _begins_like_dicom(head):
         raise Rejected("NOT_DICOM", "neither a DICOM preamble nor the beginning of a data set")
     stream.seek(0)
-    if DEFLATED.encode() in head:
+    if DEFLATED.encode() in head:  # or so it seems: `_inflate` asks the meta
         data = stream.read()
         inflated = _inflate(data, guard)
         if inflated is not None:
@@ -104,6 +120,9 @@ def _walked(stream: Any, size: int, header_only: bool) -> Dataset | None:
 
 
 def _parse(stream: io.BytesIO, header_only: bool) -> Dataset:
+    if stream.read(PREAMBLE_BYTES)[128:] == b"DICM" and _named_syntax(stream) == DEFLATED:
+        raise Rejected("NOT_DICOM", f"the file meta names its transfer syntax behind byte {META_BYTES}")  # a bomb's way around `_inflate`
+    stream.seek(0)
     try:
         data_set = dcmread(stream, stop_before_pixels=header_only, force=True)
         tags = data_set.keys()
@@ -148,12 +167,7 @@ def _inflate(data: bytes, guard: Guard) -> bytes | None:
     """
     stream = io.BytesIO(data)
     stream.seek(PREAMBLE_BYTES)
-    try:
-        meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-        named = str(meta.get("TransferSyntaxUID", ""))
-    except PARSE_ERRORS as error:
-        raise Rejected("NOT_DICOM", f"the file meta cannot be parsed ({type(error).__name__})") from None
-    if named != DEFLATED:
+    if _named_syntax(stream) != DEFLATED:
         return None
     start = stream.tell()
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -11,7 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
+from medspark.errors import Rejected
 from medspark.pixels.codecs import decode_jpeg, ycbcr_to_rgb
+from medspark.pixels.codestream import decode_layout, syntax
+from medspark.pixels.samples import Layout
 from medspark.slides.splice import Splicer
 
 J2K_START = b"\xff\x4f\xff\x51"  # SOC and SIZ, ISO/IEC 15444-1 A.4
@@ -74,6 +77,28 @@ class Jp2Coding:
             raise ValueError(f"JPEG 2000 tile of {array.dtype}{array.shape}")
         # Subsampled chroma is taken for YCbCr, interpolated and converted by imagecodecs itself (as OpenJPEG's own tools do).
         return ycbcr_to_rgb(array) if self.ycbcr and not subsampled else np.asarray(array)
+
+    def stand_alone(self, run: bytes, start: int, stop: int) -> bytes | None:
+        return None
+
+
+@dataclass(frozen=True)
+class FrameCoding:
+    """Final. DICOM frames in any other transfer syntax: RLE, JPEG-LS, lossless JPEG."""
+
+    rows: int
+    cols: int
+    syntax: str
+    photometric: str
+    planar: int
+    compression: str = "other"
+
+    def decode(self, data: bytes) -> np.ndarray:
+        layout = Layout(self.rows, self.cols, 3, 8, 8, 7, 0, self.photometric, self.planar)
+        try:
+            return decode_layout(data, syntax(self.syntax), layout)
+        except Rejected as rejected:
+            raise ValueError(rejected.reason) from None
 
     def stand_alone(self, run: bytes, start: int, stop: int) -> bytes | None:
         return None

@@ -20,8 +20,9 @@ from pydicom.errors import BytesLengthException
 
 from medspark.config import Guard
 from medspark.errors import Rejected, SkippedSource
-from medspark.slides.codings import Coding, Jp2Coding, JpegCoding, RawCoding
-from medspark.slides.dicom_frames import JPEG_2000, NATIVE, frame_extents
+from medspark.pixels.codestream import DEFLATED
+from medspark.slides.codings import Coding, FrameCoding, Jp2Coding, JpegCoding, RawCoding
+from medspark.slides.dicom_frames import JPEG, JPEG_2000, NATIVE, frame_extents
 from medspark.slides.slide import Level, NotOurs, downsamples
 from medspark.slides.splice import Colour, JpegHead, Splicer, parse_head
 from medspark.slides.stored import StoredSlide, TileTable, checked_extents
@@ -135,6 +136,7 @@ def _read(files: list[_File], guard: Guard) -> _Said:
         doubt = doubt or doubtful
     base = by_size[sizes[0]].header
     mpp, optics, properties = _mpp(base), _first(base, "OpticalPathSequence"), _properties(base)
+    burned_in = any(_text(file.header, "BurnedInAnnotation").upper() == "YES" for file in by_size.values())
     power, icc = _float(optics, "ObjectiveLensPower"), _get(optics, "ICCProfile")
     if mpp is not None:
         properties |= {"openslide.mpp-x": repr(mpp[0]), "openslide.mpp-y": repr(mpp[1])}
@@ -145,7 +147,7 @@ def _read(files: list[_File], guard: Guard) -> _Said:
         "objective_power": power,
         "icc_profile": bytes(icc) if isinstance(icc, bytes) and icc else None,
         "properties": properties,
-        "verdict": ("COLOUR_DOUBT",) if doubt else (),
+        "verdict": (*(("COLOUR_DOUBT",) if doubt else ()), *(("BURNED_IN",) if burned_in else ())),
         "facts": _facts(base, optics) | {"focal_plane": places[0][0], "n_focal_planes": places[0][1]},
     }
     return _Said(tuple(by_size[size].path for size in sizes), tuple(levels), tuple(tables), rest)
@@ -156,6 +158,11 @@ def _header(path: str) -> _File:
     from pydicom.errors import InvalidDicomError
 
     try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DEFLATED:  # pydicom would inflate it without a bound; no frame could be addressed in it
+            if meta.get("MediaStorageSOPClassUID") == WSM:
+                raise Rejected("SLIDE_UNSUPPORTED", "a deflated DICOM file")
+            raise SkippedSource("a deflated DICOM object that is no level of a slide")
         with open(path, "rb") as stream:
             header = pydicom.dcmread(stream, stop_before_pixels=True)
             place = stream.tell()
@@ -171,7 +178,9 @@ def _is_level(header: Any) -> bool:
     if (_text(header, "SOPClassUID") or _text(header.file_meta, "MediaStorageSOPClassUID")) != WSM:
         return False
     image_type = [str(value).upper() for value in _values(header, "ImageType")]
-    return not (len(image_type) > 2 and image_type[2] in ASSOCIATED)
+    flavour = image_type[2] if len(image_type) > 2 else ""
+    shows_label = _text(header, "SpecimenLabelInImage").upper() == "YES"
+    return flavour not in ASSOCIATED and (flavour == "VOLUME" or not shows_label)
 
 
 def _size(header: Any) -> tuple[int, int]:
@@ -275,6 +284,8 @@ def _coding(descriptor: int, header: Any, syntax: str, offsets: np.ndarray, coun
         return RawCoding(rows, cols, ycbcr=photometric == "YBR_FULL", planar=planar), False
     if syntax in JPEG_2000:
         return Jp2Coding(rows, cols, photometric.startswith("YBR_FULL"), "jp2"), False
+    if syntax not in JPEG:
+        return FrameCoding(rows, cols, syntax, photometric, planar=_int(header, "PlanarConfiguration", 0)), False
     stored = np.flatnonzero(counts)
     if not len(stored):
         return JpegCoding(Splicer(b"", "ycbcr", rows, cols)), False

@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from medspark.errors import Rejected
+from medspark.pixels.codestream import SYNTAXES
 from medspark.slides.codings import J2K_START
 from medspark.slides.slide import NotOurs
 from medspark.slides.splice import SOI
@@ -40,7 +41,7 @@ def frame_extents(
         if length == UNDEFINED or length < n_frames * frame_bytes or start + n_frames * frame_bytes > n_bytes:
             raise Rejected("SLIDE_UNREADABLE", "the pixel data is shorter than its frames")
         return start + frame_bytes * np.arange(n_frames, dtype=np.int64), np.full(n_frames, frame_bytes, np.int64)
-    if syntax not in JPEG | JPEG_2000:
+    if syntax not in SYNTAXES or SYNTAXES[syntax].decoder is None:
         raise NotOurs("a DICOM transfer syntax that medspark does not read in slides")
     if length != UNDEFINED or start + 8 > n_bytes:
         raise Rejected("SLIDE_UNREADABLE", "compressed pixel data without items")
@@ -77,8 +78,8 @@ def _encapsulated(view: mmap.mmap, extended: bytes | None, start: int, n_frames:
 
 
 def _walked(view: mmap.mmap, place: int, n_frames: int, n_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frames from the items themselves; an item that begins no codestream would continue a frame, which we leave to OpenSlide."""
-    offsets, counts, continued = [], [], 0
+    """Frames from the items themselves: one each, or else those that begin a codestream; what continues one we leave to OpenSlide."""
+    offsets, counts, begins = [], [], []
     while place + 8 <= n_bytes:
         head = view[place : place + 8]
         if head[:4] == _DELIMITER:
@@ -88,15 +89,13 @@ def _walked(view: mmap.mmap, place: int, n_frames: int, n_bytes: int) -> tuple[n
         length = int.from_bytes(head[4:], "little")
         if place + 8 + length > n_bytes:
             raise Rejected("SLIDE_UNREADABLE", "a frame ends outside the file")
-        if view[place + 8 : place + 10] == SOI or view[place + 8 : place + 12] == J2K_START:
-            offsets.append(place + 8)
-            counts.append(length)
-        else:
-            continued += 1
+        offsets.append(place + 8)
+        counts.append(length)
+        begins.append(view[place + 8 : place + 10] == SOI or view[place + 8 : place + 12] == J2K_START)
         place += 8 + length
     else:
         raise Rejected("SLIDE_UNREADABLE", "the pixel data ends without its delimiter")
-    if continued:
+    if len(offsets) > n_frames and sum(begins) <= n_frames:
         raise NotOurs("DICOM frames in several fragments")
     if len(offsets) != n_frames:
         raise Rejected("SLIDE_UNREADABLE", f"{len(offsets)} frames found, {n_frames} announced")

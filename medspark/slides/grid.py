@@ -23,6 +23,7 @@ SAME_MPP = 0.005  # a level this close to the wished µm/px is taken as it is: s
 BEST_MPP = 0.01  # a level this much coarser than wished still counts as fine enough to resample from
 WHOLE = 1e-6  # grid px; what is smaller than this beyond the last pixel is rounding, not slide
 MAX_NATIVE_PX = 8192  # a "tile" larger than this is a strip or an untiled image, not a tile
+MIN_NATIVE_PX = 32  # nor is a smaller one: OpenSlide calls the pieces between a JPEG's restart markers tiles (NDPI: 8 px high, VMS: 16)
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _tile_size(tiling: Tiling, level: LevelShape) -> tuple[int, int]:
     if isinstance(tiling.tile_px, int):
         return tiling.tile_px, tiling.tile_px
     width, height = level.tile_width_px, level.tile_height_px
-    if not width or not height or max(width, height) > MAX_NATIVE_PX:
+    if not width or not height or max(width, height) > MAX_NATIVE_PX or min(width, height) < MIN_NATIVE_PX:
         return DEFAULT_TILE_PX, DEFAULT_TILE_PX
     return width, height
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medspark.config import Config
-from medspark.errors import SkippedSource
+from medspark.errors import Rejected, SkippedSource
 from medspark.keys import Ids
 from medspark.pixels import encode, masks
 from medspark.slides import tissue
@@ -32,6 +32,7 @@ _OTHERS = {
     "import_labels reads annotations": (".xml", ".json", ".geojson", ".csv", ".tsv", ".xlsx"),
     "ingest_photos reads photos": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npz", ".npy"),
     "explode_series reads volumes": (".nii", ".nii.gz", ".mha", ".nrrd"),
+    "a part of a slide that is read through its index": (".opt", ".ngr"),  # Hamamatsu VMS and VMU
     "no image": (".txt", ".md", ".html", ".pdf", ".log", ".ini", ".dat", ".yaml", ".yml", ".toml", ".py", ".sha256", ".md5", ".license"),
 }
 _PRIVATE = {  # fact -> OpenSlide's property, where OpenSlide read the file
@@ -73,6 +74,8 @@ def describe(slide: Slide, uri: str, settings: Config, given_tissue: str | Path 
     """The header of an open slide (see `scan`)."""
     from medspark.deid.properties import keep_slide_properties
 
+    if "BURNED_IN" in slide.verdict and settings.deid.burned_in == "quarantine":
+        raise Rejected("BURNED_IN", "the header says that identifying text is burned into the pixels")
     mpp_um, _ = pixel_size(slide.mpp_um, settings.tiling.assume_mpp_um)
     thumbnail = tissue.read_thumbnail(slide, mpp_um, settings.guard.max_pixels)
     rows, cols = thumbnail.shape[:2]

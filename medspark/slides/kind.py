@@ -16,6 +16,9 @@ from medspark.slides import header, plan
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import Plan, SourceFile, Unit, Watch
 
+DICOM_NAMES = (".dcm", ".dicom")
+"""Besides those without an extension, or with nothing but digits behind their last dot (an instance's UID)."""
+
 
 @dataclass(frozen=True)
 class SlidesKind:
@@ -35,6 +38,12 @@ class SlidesKind:
 
     def scan(self, path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
         return header.scan(path, uri, ids, settings, self.tissue)
+
+    def together(self, uri: str) -> str | None:
+        """What a file must be planned with: the levels of a DICOM slide are files, of one folder as archives hand them out."""
+        parent, _, name = uri.rpartition("/")
+        suffix = name.rpartition(".")[2]
+        return parent if name.lower().endswith(DICOM_NAMES) or suffix == name or suffix.isdigit() else None
 
     def plan(self, files: list[SourceFile], ids: Ids, settings: Config) -> Plan:
         return plan.plan(files, ids, settings, settings.fingerprint(*self.sections, extra=(ids.fingerprint, self.fingerprint)))

@@ -36,7 +36,7 @@ class Slide(Protocol):
     mpp_um : (x, y) or None       of level 0, as the file says it (the caller judges doubt)
     bounds_l0 : (x, y, width, height) or None
     properties : Mapping          RAW vendor properties under OpenSlide's names: names, dates and barcodes among them, the caller filters
-    verdict : tuple[str, ...]     COLOUR_DOUBT where tag and stream disagree
+    verdict : tuple[str, ...]     COLOUR_DOUBT where tag and stream disagree, BURNED_IN where the header says that its pixels name somebody
     facts : Mapping               scanner_model, specimen_id, container_id, patient_id, issuer, study_uid, series_uid, focal_plane, optical_path
     """
 

@@ -37,6 +37,7 @@ _FORMAT, _TABLES, _XMP, _ICC, _NDPI = 339, 347, 700, 34675, 65420
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _UNSIGNED = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8", 7: "u1"}
 _COMPRESSION_NAMES = {1: "none", 5: "lzw", 8: "deflate", 32946: "deflate"}
+_COLOURLESS = (0, 1, 4)  # PhotometricInterpretation: white is zero, black is zero, transparency mask
 _UNITS_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
 
 
@@ -175,6 +176,8 @@ def _open(tiff: TiffFile, guard: Guard) -> StoredSlide:
     tiled = [page for page in pages if _is_tiled(page)]
     if pages[0].number(_SAMPLES, 1) == 1 and len(pages) == len([p for p in pages if p.number(_SAMPLES, 1) == 1]):
         raise Rejected("NOT_A_SLIDE", "a TIFF of one channel: a mask or a single fluorescence channel")
+    if pages[0].number(_PHOTOMETRIC, 2) in _COLOURLESS:  # OpenSlide would show the first of its channels as grey
+        raise Rejected("NOT_A_SLIDE", "a TIFF whose channels are no colours: a mask, or fluorescence")
     if not tiled:
         raise NotOurs("the TIFF is not tiled")
     level_pages = _levels(tiff, vendor, pages, tiled)

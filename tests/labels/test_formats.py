@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -17,15 +19,16 @@ from medspark.config import Config, Guard
 from medspark.errors import BadRequest, Rejected, SkippedSource
 from medspark.keys import Ids
 from medspark.labels.codebook import Codebook, Entry, read_codebook, to_snomed
-from medspark.labels.formats import FORMATS, bands, reader
+from medspark.labels.formats import FORMATS, bands, json_items, reader
 from medspark.labels.formats.coco import decode_runs
 from medspark.labels.kind import labels_kind
 from medspark.labels.pairs import Pairs, annotation_stem, image_ref, read_pairs
-from medspark.labels.regions import Context, MaskPlane, Region
+from medspark.labels.regions import Context, MaskPlane, Region, ring
 from medspark.pixels.masks import unpack, unpack_u8
 from medspark.tables.names import file_token, folder_token, image_stem
 from medspark.tables.rows import Rejection
 from medspark.tables.work import SourceFile
+from tests.phantoms import bombs
 from tests.phantoms.annotations import asap_xml, feature, label_image, write_json
 from tests.real import shared_data
 
@@ -189,8 +192,42 @@ def test_hostile_and_foreign_xml(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.xml"
     path.write_text(text)
     assert rejected("asap", path) == "LABEL_FORMAT"
+    if text.startswith("<ASAP_Annotations>"):  # how it ends is seen when it is read
+        assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "asap"}
+        return
     with pytest.raises(Rejected, match="LABEL_FORMAT"):
         labels_kind().scan(str(path), str(path), IDS, Config())
+
+
+def test_asap_elements_count_at_their_place_only(tmp_path: Path) -> None:
+    text = asap_xml([("Polygon", "a", SQUARE), ("Polygon", "b", SQUARE)], {"a": "Exclusion", "b": "None", "Exclusion": "None"})
+    shape = text[text.index("<Annotation ") : text.index("</Annotation>") + len("</Annotation>")]
+    group = '<Group Name="b" PartOfGroup="Exclusion" />'
+    for before in ("<Annotations>", "<AnnotationGroups>"):
+        wrong = f"<Other><Annotations>{shape}</Annotations></Other><Other>{shape}{group}</Other>" + "<x><y/></x>" * 3
+        path = tmp_path / "s.xml"
+        path.write_text(text.replace(before, wrong + before))
+        items = read("asap", path)
+        assert [(item.label, item.role, len(item.rings[0]), item.instance_key) for item in items] == [
+            ("a", "ignore", 4, "0"),
+            ("b", "positive", 4, "1"),
+        ]
+
+
+def test_asap_is_read_shape_by_shape(tmp_path: Path) -> None:
+    path = tmp_path / "s.xml"
+    outline = [(float(x), float(y)) for x, y in 50 * np.random.default_rng(1).random((40, 2))]
+    path.write_text(asap_xml([("Polygon", "cell", outline)] * 500))
+    read("asap", path)  # its parser is imported
+    tracemalloc.start()
+    try:
+        assert sum(len(item.rings[0]) for item in reader("asap")(str(path), context(path))) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size  # as a tree it would be nine times the text
+    finally:
+        tracemalloc.stop()
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(Rejected, match="not well-formed"):
+        next(reader("asap")(str(path), context(path)))  # nothing of a file that breaks off
 
 
 def test_asap_real_files() -> None:
@@ -250,6 +287,76 @@ def test_geojson_shapes(tmp_path: Path) -> None:
 def test_geojson_bad_geometry(tmp_path: Path, geometry: Any, code: str) -> None:
     document = [{"type": "Feature", "geometry": geometry, "properties": None}]
     assert rejected("geojson", write_json(tmp_path / "s.geojson", document)) == code
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_json_is_read_item_by_item_as_the_library_reads_it_whole(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(json_items, "CHUNK_CHARS", chunk)
+    values = [1, -2.5e-7, 'a\u00e4"b' * 30, None, True, {"features": [1]}, [[], {}], 12345678901234567890]
+    objects = ({"features": values, "type": "x", "other": values}, {"a": 1, "features": []}, {}, {"features": 3})
+    for document in (*objects, values, [], "text", 7):
+        for text in (json.dumps(document), json.dumps(document, indent=2) + "\n", "  " + json.dumps(document, ensure_ascii=False)):
+            *found, (is_item, rest) = json_items.items(io.StringIO(text), "features")
+            held = document if isinstance(document, list) else document.get("features") if isinstance(document, dict) else None
+            assert [value for _, value in found] == (held if isinstance(held, list) else []) and all(flag for flag, _ in found)
+            assert not is_item
+            if document is held:
+                assert rest is None
+            else:
+                assert rest == ({**document, "features": []} if isinstance(document, dict) and isinstance(held, list) else document)
+    good = json.dumps({"features": values, "other": values})
+    for end in range(len(good)):
+        with pytest.raises(ValueError):
+            list(json_items.items(io.StringIO(good[:end]), "features"))
+    for bad in ("[1,]", '{"a" 1}', "{1: 2}", "[1] 2", '{"features": [1 2]}', "[nul]", '{"features": [1]', "[1}"):
+        with pytest.raises(ValueError):
+            list(json_items.items(io.StringIO(bad), "features"))
+
+
+def test_a_fault_in_a_long_document_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_items, "CHUNK_CHARS", 100)
+    stream = io.StringIO('[{"a": 1}, {"a" 1 }' + " " * 1000 + '{"b": 2}, ' * 10_000 + "{}]")
+    with pytest.raises(ValueError):
+        list(json_items.items(stream, "features"))
+    assert stream.tell() < 500  # a gigabyte behind it is never read
+
+
+def test_a_slide_full_of_cells_is_not_held_in_memory(tmp_path: Path) -> None:
+    ring = [[round(x, 2), round(y, 2)] for x, y in 50 * np.random.default_rng(1).random((100, 2))]
+    path = write_json(tmp_path / "cells.geojson", {"type": "FeatureCollection", "features": [feature("Polygon", [ring], "cell")] * 4000})
+    tracemalloc.start()
+    try:
+        assert sum(len(item.rings[0]) for item in reader("geojson")(str(path), context(path))) == 400_000
+        assert tracemalloc.get_traced_memory()[1] < 3 * path.stat().st_size  # as one document it would be fourteen times the text
+    finally:
+        tracemalloc.stop()
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(Rejected, match="not valid JSON"):
+        next(reader("geojson")(str(path), context(path)))  # nothing of a document that breaks off
+
+
+def test_a_million_coco_annotations_are_not_held_in_memory(tmp_path: Path) -> None:
+    flat = [round(value, 2) for value in 50 * np.random.default_rng(1).random(200)]
+    annotations = [{"id": number, "image_id": 1, "category_id": 1, "segmentation": [flat]} for number in range(4000)]
+    head = {"images": [{"id": 1, "file_name": "a.png", "height": 60, "width": 60}], "categories": [{"id": 1, "name": "cell"}]}
+    path = write_json(tmp_path / "cells.json", {"annotations": annotations, **head})  # what they belong to stands behind them
+    size = path.stat().st_size
+    del annotations
+    tracemalloc.start()
+    try:
+        assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "coco"}
+        assert sum(len(item.rings[0]) for item in reader("coco")(str(path), context(path))) == 400_000
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_geometry_alone_is_geojson_too(tmp_path: Path) -> None:
+    polygon = {"type": "Polygon", "coordinates": [[*SQUARE, SQUARE[0]]]}
+    for document in (polygon, {"type": "GeometryCollection", "geometries": [polygon]}):
+        path = write_json(tmp_path / "a.geojson", document)
+        assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "geojson"}
+        assert shapes(read("geojson", path)) == {("unclassified", "box"): 1}
 
 
 def test_foreign_json_is_refused(tmp_path: Path) -> None:
@@ -512,6 +619,28 @@ def test_damaged_files_are_refused_and_never_crash(tmp_path: Path, seed: int) ->
 # --- ANN ---------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("outline", [[(0, 0), (5, 5)], [(0, 0), (5, 5), (0, 0), (5, 5)], [(3, 3)] * 6, [(0, 0), (0, 0), (5, 5)], []])
+def test_an_outline_of_fewer_than_three_different_points_encloses_nothing(outline: list[tuple[float, float]]) -> None:
+    for values in (outline, np.array(outline, float).reshape(-1, 2)):
+        with pytest.raises(Rejected) as caught:
+            ring(values)
+        assert caught.value.code == "LABEL_GEOMETRY"
+    assert len(ring([(0, 0), (5, 5), (0, 0), (0, 5), (0, 0)])) == 4
+
+
+def test_a_deflated_bomb_is_refused_when_it_is_looked_at(tmp_path: Path) -> None:
+    path = bombs.deflated(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.66.4", 64 << 20)
+    settings = Config(guard=Guard(max_file_bytes=1 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Rejected) as caught:
+            labels_kind().scan(str(path), str(path), IDS, settings)
+        assert caught.value.code == "TOO_LARGE" and rejected("seg", path, settings=settings) == "TOO_LARGE"
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_ann_real_file() -> None:
     import highdicom
 
@@ -678,7 +807,11 @@ def test_mask_classes_and_background(tmp_path: Path) -> None:
     picture.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255] + [9] * 759)
     picture.save(path)
     by_colour = Codebook((Entry("ff0000", "artery"), Entry("0000ff", "vein")))
-    assert areas(read("mask", path, classes=by_colour)) == {"artery": int((truth == 1).sum()), "vein": int((truth == 2).sum())}
+    wanted = {"artery": int((truth == 1).sum()), "vein": int((truth == 2).sum())}
+    assert areas(read("mask", path, classes=by_colour)) == wanted
+    tiff = tmp_path / "case_mask.tif"
+    picture.save(tiff, compression="tiff_lzw")
+    assert areas(read("mask", tiff, classes=by_colour)) == wanted and set(areas(read("mask", tiff))) == {"class_1", "class_2"}
 
 
 def test_broken_masks(tmp_path: Path) -> None:
@@ -823,6 +956,13 @@ def test_csv(tmp_path: Path) -> None:
     assert kept[1].rings[0].tolist() == [[10, 20], [15, 20], [15, 26], [10, 26]]
     codes = [item.code for item in items if isinstance(item, Rejected)]
     assert codes == ["LABEL_GEOMETRY"] * 3 + ["LABEL_FORMAT"] * 2
+    path.write_bytes(b"\xef\xbb\xbfimage;label;x;y;width;height\r\na.png;nodule;10,5;20;5;6\r\n")  # a spreadsheet's, in Germany
+    assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "csv"}
+    (item,) = read("csv", path)
+    assert item.label == "nodule" and item.rings[0][0].tolist() == [10.5, 20]
+    path.write_text("image\tlabel\na.png\tnodule, solid\n")
+    assert labels_kind().scan(str(path), str(path), IDS, Config()) == {"format": "csv"}
+    assert [item.label for item in read("csv", path)] == ["nodule, solid"]
     path.write_text("picture,class\na,b\n")
     assert rejected("csv", path) == "LABEL_FORMAT"
     with pytest.raises(SkippedSource):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,10 +13,14 @@ import pyarrow as pa
 import pytest
 
 from medspark.config import from_tree
+from medspark.labels.label_rows import Groups
 from medspark.labels.link import link_slices, link_tiles
 from medspark.labels.mask_bands import mask_scale
 from medspark.labels.raster import polygon_mask
+from medspark.labels.shapes import expand_boxes
 from medspark.labels.slice_geometry import SlicePlanes, Volume
+from medspark.labels.slice_images import Images, Structures
+from medspark.labels.slice_masks import SliceMasks
 from medspark.pixels.masks import pack_u8, unpack, unpack_u8
 from medspark.tables.rows import Rejection, Rows
 from tests.phantoms import labels as phantom
@@ -153,6 +158,27 @@ def test_points_lines_and_boxes() -> None:
     assert area(rows, "line") == 111 and area(rows, "box") == 65 * 74
 
 
+def test_boxes_of_two_corners_are_expanded_and_the_cells_beside_them_left_alone() -> None:
+    cells = [phantom.region(f"c{n}", [(n, 0), (n + 5, 0), (n, 5)]) for n in range(50)]
+    four = phantom.region("four", [(0, 0), (9, 0), (9, 9), (0, 9)], geometry="box")
+    two = phantom.region("two", [(1, 2), (7, 5)], geometry="box")
+    table = phantom.regions(*cells, two, four, *cells, phantom.region("none", geometry="box"), two)
+    assert expand_boxes(table.filter(pa.array([True] * 50 + [False] + [True] * 52 + [False]))).num_rows == 102
+    rings = expand_boxes(table).column("rings").to_pylist()
+    wanted = [[{"x": x, "y": y, "z": None} for x, y in ((1.0, 2.0), (7.0, 2.0), (7.0, 5.0), (1.0, 5.0))]]
+    assert rings[50] == rings[103] == wanted
+    assert rings[:50] + rings[51:103] == [row for place, row in enumerate(table.column("rings").to_pylist()) if place not in (50, 103)]
+    pieces = pa.concat_tables([table.slice(0, 51), table.slice(51)])
+    assert expand_boxes(pieces).column("rings").to_pylist() == rings
+    many = pa.concat_tables([phantom.regions(*cells, four)] * 400)
+    tracemalloc.start()
+    try:
+        expand_boxes(many)
+        assert tracemalloc.get_traced_memory()[1] < 20_400 * 200  # 20,400 shapes as Python objects are a hundred times as large
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_label_without_pixels_is_the_slides() -> None:
     slide = phantom.slide(128, 128)
     regions = phantom.regions(*[phantom.region("grade", properties={"class_value": "3"})] * 2)
@@ -210,6 +236,31 @@ def test_masks_of_slides_by_bands(factor: int) -> None:
         tile = places[row["image_id"]]
         x, y, w, h = int(tile["x_l0"]), int(tile["y_l0"]), tile["valid_width_px"], tile["valid_height_px"]
         assert np.array_equal(mask_of(row)[:h, :w], full[y : y + h, x : x + w])
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_masks_of_many_classes_are_held_as_bits(scale: float) -> None:
+    slide = phantom.slide(4_003, 600)
+    classes = np.random.default_rng(3).integers(0, 100, (600 // 100, 4_100 // 100)).repeat(100, 0).repeat(100, 1)[:, :4_003]
+    given = (
+        phantom.table("planes", [phantom.plane(f"c{number}", classes[:, 5:] == number, row0=0, col0=5, ref_rows=600, ref_cols=4_003)])
+        for number in range(1, 100)
+    )
+    tiles = phantom.tiles(slide, 256, scale)
+    tracemalloc.start()
+    try:
+        rows, rejections = on_tiles(slide, tiles, planes=given, resample="nearest")
+        assert tracemalloc.get_traced_memory()[1] < 99 * 600 * 4_003 / 2  # as bytes they would be twice that
+    finally:
+        tracemalloc.stop()
+    assert not rejections
+    for row in rows[::37]:
+        tile = next(item for item in tiles.to_pylist() if item["image_id"] == row["image_id"])
+        at = (np.arange(256) + 0.5) * scale
+        y, x = np.floor(tile["y_l0"] + at).astype(int), np.floor(tile["x_l0"] + at).astype(int)
+        inside = (y < 600)[:, None] & ((x >= 5) & (x < 4_003))[None, :]
+        wanted = (classes[np.minimum(y, 599)[:, None], np.minimum(x, 4_002)[None, :]] == int(row["label"][1:])) & inside
+        assert np.array_equal(mask_of(row), wanted)
 
 
 def test_tiled_planes_and_regions_of_one_label_unite() -> None:
@@ -296,6 +347,19 @@ def test_half_the_local_gap_on_either_side(off: float, fine: bool) -> None:
     assert (len(rows), len(rejections)) == ((1, 0) if fine else (0, 1))
     if not fine:
         assert rejections[0].code == "LABEL_GEOMETRY" and f"{abs(off):.2f} mm" in rejections[0].message
+
+
+@pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 1, 0), (1, 0, 0, 0, -1, 0)])
+def test_a_contour_half_way_between_two_slices_counts_once(orientation: tuple[float, ...]) -> None:
+    slices = phantom.slices(3, 20, 20, orientation=orientation)
+    for shift, at in ((0.9995, 0), (1.0, 0), (1.0005, 0), (1.01, 1)):  # of 2 mm; the third within what headers round
+        affine = phantom.affine_of(slices, 0)
+        affine[:3, 3] += shift * np.cross(orientation[:3], orientation[3:])
+        corners = np.array([(4, 5, 0, 1), (12, 5, 0, 1), (12, 9, 0, 1), (4, 9, 0, 1)], float) @ affine.T
+        rows, rejections = on_slices(
+            slices, phantom.regions(phantom.region("a", corners[:, :3].tolist(), geometry="contour", ref="plane:1"))
+        )
+        assert [row["image_id"][-1] for row in rows] == [str(at)] and not rejections and rows[0]["area_px"] == 9 * 5
 
 
 def test_half_truths_are_no_truth() -> None:
@@ -420,6 +484,7 @@ def test_planes_that_name_their_slice() -> None:
         affine[:3, 3] += (sideways, 0, along)
         rows, rejections = on_slices(slices, planes=phantom.planes(phantom.plane("a", mask, "sop:1.2.2#1", affine)))
         assert [item.code for item in rejections] == ([code] if code else [])
+        assert all(f"by up to {max(sideways, along):.2f} mm" in item.message for item in rejections)
         if code is None:
             assert np.array_equal(mask_of(rows[0]), mask)
     (row,), _ = on_slices(slices, planes=phantom.planes(phantom.plane("a", mask, "sop:1.2.2#1")))
@@ -431,6 +496,23 @@ def test_planes_that_name_their_slice() -> None:
     flipped[:3, 0] *= -1
     (row,), _ = on_slices(slices, planes=phantom.planes(phantom.plane("a", mask[:, ::-1], "sop:1.2.2#1", flipped)))
     assert np.array_equal(mask_of(row), mask)
+
+
+def test_planes_of_many_organs_are_held_as_they_are_stored() -> None:
+    slices, (left, right) = phantom.slices(20, 256, 256), (np.zeros((256, 256), bool) for _ in range(2))
+    left[40:200, 30:100], right[40:200, 80:120] = True, True
+    every = [(f"{name}", side, at) for name in range(40) for side in (left, right) for at in range(20)]
+    parts = (phantom.plane(name, mask, f"sop:1.2.{at}#1", phantom.affine_of(slices, at)) for name, mask, at in every)
+    masks = SliceMasks(Groups(), Images(slices), SlicePlanes.of(slices), Structures())
+    tracemalloc.start()
+    try:
+        masks.read(phantom.table("planes", [row]) for row in parts)
+        assert tracemalloc.get_traced_memory()[0] < 800 * 256 * 256 // 8 // 4  # of 800 masks as bits
+    finally:
+        tracemalloc.stop()
+    piece = masks.piece(7, 3)
+    assert piece is not None and np.array_equal(piece.on(256, 256), left | right)
+    assert piece.mask.base is None and piece.mask.shape == (160, 90)  # nor is the whole image's mask
 
 
 def test_empty_masks() -> None:

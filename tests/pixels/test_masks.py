@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,3 +69,14 @@ def test_a_bomb_is_not_inflated() -> None:
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 26))
     with pytest.raises(ValueError, match=r"mask|zstd"):
         masks.unpack(bomb, 8, 8)
+
+
+def test_a_packed_mask_holds_no_more_memory_than_its_bytes() -> None:
+    mask = np.zeros((1000, 1000), bool)
+    masks.pack(mask), masks.pack_u8(mask)  # their contexts are made once
+    tracemalloc.start()
+    try:
+        kept = [masks.pack(mask) for _ in range(20)] + [masks.pack_u8(mask) for _ in range(20)]
+        assert tracemalloc.get_traced_memory()[0] < 2 * sum(map(len, kept)) + 40 * 100
+    finally:
+        tracemalloc.stop()

@@ -22,6 +22,7 @@ from medspark.config import Guard
 from medspark.errors import Rejected
 from medspark.pixels import decode as decode_payload
 from medspark.series import decode
+from tests.phantoms import bombs
 from tests.real import shared_data
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -255,6 +256,10 @@ def test_a_deflated_file_is_inflated_within_bounds(tmp_path: Path) -> None:
     with pytest.raises(Rejected) as caught:
         decode.read_dicom(bomb, Guard(max_file_bytes=1 << 20))
     assert caught.value.code == "TOO_LARGE"
+    hidden = bombs.deflated(tmp_path / "hidden.dcm", str(ds.SOPClassUID), 64 << 20, instance="1.2." + "3" * 2000)
+    with pytest.raises(Rejected) as caught:
+        decode.read_dicom(hidden, Guard(max_file_bytes=1 << 20))  # its transfer syntax stands where one does not look for it
+    assert caught.value.code == "NOT_DICOM"
     for broken in (data[: len(data) // 2], data[:600] + bytes(60) + data[660:]):
         with pytest.raises(Rejected) as caught:
             decode.read_dicom(broken)

@@ -17,6 +17,7 @@ from medspark.slides.header import describe, pixel_size
 from medspark.slides.kind import SLIDES, slides_kind
 from medspark.tables.rows import Rejection
 from medspark.tables.work import SourceFile
+from tests.phantoms import dicom_slides
 from tests.phantoms.slides_work import halved, stained, write_jp2, write_svs
 from tests.real import shared_data
 
@@ -335,7 +336,7 @@ def test_small_things():
 
 
 def test_other_files_in_a_slide_folder_are_skipped_and_broken_ones_rejected(tmp_path):
-    for name in ("a.xml", "a.geojson", "notes.txt", "thumb.png"):
+    for name in ("a.xml", "a.geojson", "notes.txt", "thumb.png", "Slidedat.ini", "Data0001.dat", "slide.opt", "slide.ngr"):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(SkippedSource):
             SLIDES.scan(str(tmp_path / name), f"file://{tmp_path}/{name}", IDS, settings_of())
@@ -345,6 +346,17 @@ def test_other_files_in_a_slide_folder_are_skipped_and_broken_ones_rejected(tmp_
     with pytest.raises(SkippedSource):
         ct = shared_data("broken/pydicom/CT_small.dcm")
         SLIDES.scan(str(ct), f"file://{ct}", IDS, settings_of())
+
+
+def test_a_dicom_slide_that_names_somebody_in_its_pixels_is_quarantined_unless_asked_for(tmp_path):
+    path = dicom_slides.level(tmp_path / "a.dcm", stained(300, 200)[0], BurnedInAnnotation="YES")
+    with pytest.raises(Rejected) as caught:
+        source(path, settings_of())
+    assert caught.value.code == "BURNED_IN"
+    settings = config.from_tree({"deid": {"burned_in": "keep"}, "tiling": {"min_tissue": 0.0}})
+    plan, tiles, *_ = ingest([path], settings)
+    (slide,) = rows_of(plan, "slides")
+    assert "BURNED_IN" in slide["verdict"] and not slide["usable"] and tiles
 
 
 def test_a_given_tissue_mask_decides_what_is_stored(svs, tmp_path):

@@ -137,6 +137,8 @@ def test_native_tiles_need_not_be_square_and_fall_back_without_tiles():
     grid = choose(Tiling(tile_px="native"), [LevelShape(1000, 700, 512, 128)], None)
     assert (grid.tile_width_px, grid.tile_height_px, grid.n_cols, grid.n_rows) == (512, 128, 2, 6)
     assert choose(Tiling(tile_px="native"), [LevelShape(1000, 700)], None).tile_width_px == 256
+    restart = choose(Tiling(tile_px="native"), [LevelShape(1000, 700, 2048, 8)], None)  # what OpenSlide calls the tiles of an NDPI
+    assert (restart.tile_width_px, restart.tile_height_px) == (256, 256)
 
 
 def test_what_cannot_be_planned_is_rejected_with_its_code():

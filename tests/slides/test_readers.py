@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import struct
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from medspark.slides.reader import OpenSlideSlide, on_white, open_slide
 from medspark.slides.slide import Slide
 from medspark.slides.splice import EOI, SOI, Splicer, parse_head, table_segments
 from medspark.slides.stored import StoredSlide
+from tests.phantoms import bombs
 from tests.phantoms import dicom_slides as dcm
 from tests.phantoms import tiff_slides as tif
 from tests.real import shared_data
@@ -256,6 +258,16 @@ class TestOpenSlideFallback:
         slide = opened(path)
         assert isinstance(slide, OpenSlideSlide) and np.array_equal(whole(slide, 0), BASE)
 
+    @pytest.mark.parametrize("samples", [2, 5])
+    def test_channels_that_are_no_colours_are_no_slide(self, samples: int, tmp_path: Path) -> None:
+        import tifffile
+
+        channels = np.concatenate([BASE, BASE], axis=2)[..., :samples]  # OpenSlide would show the first one as a grey slide
+        tifffile.imwrite(tmp_path / "a.tif", channels, tile=(64, 64), photometric="minisblack", planarconfig="contig")
+        with pytest.raises(Rejected) as caught:
+            opened(tmp_path / "a.tif")
+        assert caught.value.code == "NOT_A_SLIDE"
+
     def test_what_nobody_reads_is_unsupported(self, tmp_path: Path) -> None:
         import tifffile
 
@@ -481,6 +493,20 @@ def dicom_j2k(tile: np.ndarray) -> bytes:
     return bytes(imagecodecs.jpeg2k_encode(tile, level=0, reversible=True, codecformat="j2k"))
 
 
+def dicom_rle(tile: np.ndarray) -> bytes:
+    from pydicom.pixels.encoders import RLELosslessEncoder
+
+    rows, cols = tile.shape[:2]
+    layout = {"rows": rows, "columns": cols, "samples_per_pixel": 3, "bits_allocated": 8, "bits_stored": 8, "pixel_representation": 0}
+    return bytes(RLELosslessEncoder.encode(tile, photometric_interpretation="RGB", planar_configuration=0, number_of_frames=1, **layout))
+
+
+def dicom_jpegls(tile: np.ndarray) -> bytes:
+    import imagecodecs
+
+    return bytes(imagecodecs.jpegls_encode(tile))
+
+
 class TestDicom:
     @pytest.mark.parametrize("table", ["basic", "none", "extended"])
     def test_offset_tables_lead_to_the_same_frames(self, table: str, tmp_path: Path) -> None:
@@ -564,6 +590,48 @@ class TestDicom:
         data = b"".join(b"".join(plane) for plane in planes)
         slide = opened(dcm.level(tmp_path / "a.dcm", BASE, PixelData=data, NumberOfFrames=240, TotalPixelMatrixFocalPlanes=3))
         assert np.array_equal(whole(slide, 0), BASE) and slide.facts["focal_plane"] == 1 and slide.facts["n_focal_planes"] == 3
+
+    @pytest.mark.parametrize("table", ["basic", "none"])
+    @pytest.mark.parametrize(
+        ("encode", "syntax", "photometric"),
+        [
+            (lambda tile: dicom_rle(tile), "1.2.840.10008.1.2.5", "RGB"),
+            (lambda tile: dicom_rle(tif.rgb_to_ycbcr(tile)), "1.2.840.10008.1.2.5", "YBR_FULL"),
+            (lambda tile: dicom_jpegls(tile), "1.2.840.10008.1.2.4.80", "RGB"),
+        ],
+        ids=["rle", "rle-ybr", "jpeg-ls"],
+    )
+    def test_frames_that_openslide_refuses(self, encode: object, syntax: str, photometric: str, table: str, tmp_path: Path) -> None:
+        slide = opened(dcm.level(tmp_path / "a.dcm", BASE, encode, syntax, photometric=photometric, table=table))
+        assert isinstance(slide, StoredSlide) and slide.levels[0].compression == "other" and slide.stored_jpeg(0, 0, 0) is None
+        assert difference(whole(slide, 0), BASE).max() <= (0 if photometric == "RGB" else 2)
+
+    def test_frames_in_several_fragments_are_left_to_others(self, tmp_path: Path) -> None:
+        for table in ("basic", "none"):
+            path = dcm.level(tmp_path / "a.dcm", BASE, dicom_jpeg, dcm.JPEG, photometric="YBR_FULL", fragments=3, table=table)
+            with pytest.raises(Rejected, match="several fragments") as caught:
+                opened(path)
+            assert caught.value.code == "SLIDE_UNSUPPORTED"
+
+    def test_an_image_that_shows_the_label_is_no_level_unless_it_is_called_one(self, tmp_path: Path) -> None:
+        label = {"ImageType": ["ORIGINAL", "PRIMARY"], "SpecimenLabelInImage": "YES"}
+        with pytest.raises(SkippedSource):
+            opened(dcm.level(tmp_path / "label.dcm", BASE, **label))
+        assert opened(dcm.level(tmp_path / "none.dcm", BASE, **label | {"SpecimenLabelInImage": "NO"})).verdict == ()
+        burned = dcm.level(tmp_path / "burned.dcm", BASE, SpecimenLabelInImage="YES", BurnedInAnnotation="YES")
+        assert opened(burned).verdict == ("BURNED_IN",)
+
+    def test_a_deflated_bomb_is_never_inflated(self, tmp_path: Path) -> None:
+        path = bombs.deflated(tmp_path / "a.dcm", dcm.WSM, 64 << 20)
+        tracemalloc.start()
+        try:
+            with pytest.raises(Rejected) as caught:
+                opened(path)
+            with pytest.raises(SkippedSource):
+                opened(bombs.deflated(tmp_path / "ct.dcm", "1.2.840.10008.5.1.4.1.1.2", 1 << 10))
+            assert caught.value.code == "SLIDE_UNSUPPORTED" and tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
 
     def test_broken(self, tmp_path: Path) -> None:
         good = dcm.level(tmp_path / "a.dcm", BASE, dicom_jpeg, dcm.JPEG, photometric="YBR_FULL").read_bytes()

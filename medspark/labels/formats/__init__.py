@@ -1,7 +1,7 @@
 """Annotation formats. Each module reads one: ``read(path, context) -> Iterator[Region | MaskPlane | Rejected]``.
 
 A fault of the file is raised, one bad shape among good ones is yielded as a `Rejected`. ``sniff.py`` tells the formats apart by content;
-``bands.py`` (big masks) and ``dicom.py`` are shared. No module knows another's format, an image, or a table.
+``bands.py`` (big masks), ``json_items.py`` (big JSON) and ``dicom.py`` are shared. No module knows another's format, an image, or a table.
 """
 
 from __future__ import annotations

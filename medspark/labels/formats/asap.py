@@ -13,33 +13,63 @@ from medspark.labels.regions import UNCLASSIFIED, Context, Geometry, Item, Regio
 OUTLINES = ("Polygon", "Spline", "Rectangle")
 """ASAP's own mask export fills a spline as the polygon of its stored points; so do we."""
 DOTS = ("Dot", "PointSet")
+KEPT = (("Annotations", "Annotation"), ("AnnotationGroups", "Group"))
+"""Parent, within the root, and element."""
 _COMMA_DECIMAL = re.compile(r"(-?\d+),(\d+)$")  # ASAP writes numbers in the locale of the desktop it runs on
 
 
-def parse(path: str) -> Element:
-    """The root element; entities and DTDs are refused. Raises Rejected(LABEL_FORMAT)."""
+def is_asap(path: str) -> bool:
+    """Whether the root element is ASAP's, no more read than that; raises as `_elements`."""
+    return next(_elements(path), None) is not None
+
+
+def _elements(path: str) -> Iterator[Element]:
+    """The root as it begins, then each annotation and each group as it ends, one at a time: nothing else of the tree is kept.
+
+    Entities and DTDs are refused. Ends at once where the root is not ASAP's. Raises Rejected(LABEL_FORMAT).
+    """
     from defusedxml import DefusedXmlException
     from defusedxml import ElementTree as DefusedTree
 
+    open_now: list[Element] = []
     try:
-        root: Element = DefusedTree.parse(path, forbid_dtd=True).getroot()
+        for event, element in DefusedTree.iterparse(path, events=("start", "end"), forbid_dtd=True):
+            if event == "start":
+                open_now.append(element)
+                if len(open_now) == 1:
+                    if element.tag != "ASAP_Annotations":
+                        return
+                    yield element
+                continue
+            open_now.pop()
+            within = [one.tag for one in open_now[1:3]]
+            if len(open_now) == 2 and (within[0], element.tag) in KEPT:
+                yield element
+            if open_now and tuple(within) not in KEPT:
+                open_now[-1].remove(element)
     except DefusedXmlException:
         raise Rejected("LABEL_FORMAT", "the XML declares a DTD or entities") from None
     except (ParseError, ValueError, LookupError, RecursionError):  # LookupError: unknown encoding
         raise Rejected("LABEL_FORMAT", "not well-formed XML") from None
-    return root
 
 
 def read(path: str, context: Context) -> Iterator[Item]:
-    """One `Region` per shape (and per point of a point set), for each image that the file belongs to."""
+    """One `Region` per shape (and per point of a point set), for each image that the file belongs to.
+
+    Two passes, for the groups stand behind the shapes: a file that breaks off somewhere gives nothing.
+    """
     context.check_size(os.path.getsize(path))
     context.watch("xml")
-    root = parse(path)
-    if root.tag != "ASAP_Annotations":
+    parents: dict[str, str] | None = None
+    for element in _elements(path):
+        parents = {} if parents is None else parents
+        if element.tag == "Group":
+            parents[element.get("Name", "")] = element.get("PartOfGroup", "None")
+    if parents is None:
         raise Rejected("LABEL_FORMAT", "the XML is not of ASAP")
-    parents = {group.get("Name", ""): group.get("PartOfGroup", "None") for group in root.iterfind("AnnotationGroups/Group")}
     images = context.images()
-    for place, annotation in enumerate(root.iterfind("Annotations/Annotation")):
+    context.watch("xml again")
+    for place, annotation in enumerate(element for element in _elements(path) if element.tag == "Annotation"):
         try:
             regions = list(_regions(annotation, place, parents, images, context))
         except Rejected as error:

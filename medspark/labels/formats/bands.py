@@ -20,6 +20,7 @@ BAND_PIXELS = 1 << 24
 """Pixels of a band: 16 MB a byte each, 2 MB as bits."""
 MAX_SIDE = 1 << 20
 """Side of a mask; the largest slides have 4e5 px."""
+PALETTE = 3  # TIFF's PhotometricInterpretation
 _VIPS_DTYPES = {"uchar": np.uint8, "ushort": np.uint16}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -158,13 +159,14 @@ def _palette_as_grey(path: str, context: Context) -> bytes:
 
 
 class Tiff:
-    """The first page of a TIFF, a row of tiles (or strips) at a time."""
+    """The first page of a TIFF, a row of tiles (or strips) at a time. Palettes are read as a PNG's: their indices unless classes are colours."""
 
     def __init__(self, file: Any, context: Context) -> None:
         try:
             page = file.pages[0]
             self.rows, self.cols, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
-            planar, depth, self._photometric = int(page.planarconfig), int(page.imagedepth), int(page.photometric)
+            planar, depth = int(page.planarconfig), int(page.imagedepth)
+            palette = page.colormap if int(page.photometric) == PALETTE and context.classes.by_colour else None
             tile_rows = int(page.tilelength) if page.is_tiled else int(min(page.rowsperstrip, page.imagelength))
             tile_cols = int(page.tilewidth) if page.is_tiled else self.cols
             dtype = page.dtype
@@ -177,7 +179,8 @@ class Tiff:
             raise Rejected("LABEL_SIZE", "the TIFF's tiles have no pixels")
         context.check_pixels(tile_rows, max(tile_cols, self.cols))
         self._page, self._context, self._dtype, self._samples = page, context, dtype, samples
-        self._tile, self.colour = (tile_rows, tile_cols), samples >= 3
+        self._tile, self.colour = (tile_rows, tile_cols), samples >= 3 or palette is not None
+        self._palette = None if palette is None else (np.asarray(palette) >> 8).astype(np.uint8).T
         self._across = -(-self.cols // tile_cols)
         self.band_rows = max(1, BAND_PIXELS // self.cols // tile_rows) * tile_rows
         self.n_bands = -(-self.rows // self.band_rows)
@@ -191,7 +194,12 @@ class Tiff:
             for first in range(row0, row0 + len(band), self._tile[0]):
                 for place in range(self._across):
                     self._fill(band, first - row0, place, (first // self._tile[0]) * self._across + place)
-            yield row0, to_values(band if self._samples > 1 else band[..., 0], self.colour)
+            values = band if self._samples > 1 else band[..., 0]
+            if self._palette is not None:
+                if values.dtype.kind != "u" or int(values.max()) >= len(self._palette):
+                    raise Rejected("LABEL_FORMAT", "a value of the TIFF is not in its palette")
+                values = self._palette[values]
+            yield row0, to_values(values, self.colour)
 
     def _fill(self, band: np.ndarray, top: int, place: int, index: int) -> None:
         page, left = self._page, place * self._tile[1]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from medspark.errors import Rejected
-from medspark.labels.formats.geojson import load
+from medspark.labels.formats.json_items import outline, parts
 from medspark.labels.pairs import image_ref
 from medspark.labels.regions import Context, Item, MaskPlane, Region, box, ring
 
@@ -18,8 +18,11 @@ def is_coco(document: Any) -> bool:
 
 
 def read(path: str, context: Context) -> Iterator[Item]:
-    """One `Region` per polygon or box, one `MaskPlane` per run-length mask; instance_key = annotation id; ``iscrowd`` -> role ignore."""
-    document = load(path, context)
+    """One `Region` per polygon or box, one `MaskPlane` per run-length mask; instance_key = annotation id; ``iscrowd`` -> role ignore.
+
+    Two passes, for images and categories may stand behind the annotations, which are read one by one.
+    """
+    document = outline(path, context, "annotations").rest
     if not is_coco(document):
         raise Rejected("LABEL_FORMAT", "the JSON is not COCO: it lacks images, annotations or categories")
     try:
@@ -27,7 +30,7 @@ def read(path: str, context: Context) -> Iterator[Item]:
         labels = {item["id"]: str(item["name"]).strip() for item in document["categories"]}
     except (KeyError, TypeError):
         raise Rejected("LABEL_FORMAT", "an image or a category of the COCO file has no id or name") from None
-    for annotation in document["annotations"]:
+    for annotation in (value for is_item, value in parts(path, context, "annotations") if is_item):
         try:
             items = list(_items(annotation, images, labels, context))
         except Rejected as error:

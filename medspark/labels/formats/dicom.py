@@ -58,18 +58,17 @@ def refuses_broken_values(read: Callable[[str, Context], Iterator[Item]]) -> Cal
 
 
 def open_dataset(path: str, context: Context) -> Dataset:
-    """The data set with its pixels; raises Rejected(NOT_DICOM, TRUNCATED, LABEL_FORMAT)."""
-    import pydicom
-    from pydicom.errors import BytesLengthException, InvalidDicomError
+    """The data set with its pixels; raises Rejected(NOT_DICOM, TRUNCATED, TOO_LARGE, DECODE_FAILED, LABEL_FORMAT)."""
+    from pydicom.errors import BytesLengthException
+
+    from medspark.series.files import read_dicom
 
     context.check_size(os.path.getsize(path))
     context.watch("dicom")
+    ds = read_dicom(path, context.settings.guard)  # pydicom's own inflates a deflated file without a bound
     try:
-        ds = pydicom.dcmread(path, force=looks_bare(path))
         ds.decode()
         _touch(ds)
-    except InvalidDicomError:
-        raise Rejected("NOT_DICOM", "not a DICOM file") from None
     except EOFError:
         raise Rejected("TRUNCATED", "the file ends early") from None
     except (

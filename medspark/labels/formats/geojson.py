@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from medspark.errors import Rejected
+from medspark.labels.formats.json_items import Outline, outline, parts
 from medspark.labels.regions import UNCLASSIFIED, Context, Geometry, Item, Region, is_box, points, ring
 
 _CLASS_IDS = frozenset(
     f"{name}Object" for name in ("PathAnnotation", "PathDetection", "PathCell", "PathTile", "PathRoot", "TMACore", "Path")
 )
 """QuPath before 0.3 wrote its Java class where the object's id belongs."""
+GEOMETRIES = ("Polygon", "MultiPolygon", "LineString", "MultiLineString", "Point", "MultiPoint", "GeometryCollection")
 _OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
 
 
-def load(path: str, context: Context) -> Any:
-    """The JSON document; raises Rejected(LABEL_FORMAT)."""
-    context.check_size(os.path.getsize(path))
-    context.watch("json")
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            return json.load(stream)
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise Rejected("LABEL_FORMAT", "not valid JSON") from None
+def is_geojson(document: Outline) -> bool:
+    """Whether it is a FeatureCollection, an array of features, one feature, or a geometry without one (RFC 7946 section 3)."""
+    in_arrays = _is_collection(document.rest) or (document.rest is None and document.types == {"Feature"})
+    return in_arrays or bool(_alone(document.rest))
 
 
-def features(document: Any) -> list[Any] | None:
-    """The features of a FeatureCollection, a list of features, or one feature; None where the document is something else."""
-    if isinstance(document, dict) and document.get("type") == "FeatureCollection" and isinstance(document.get("features"), list):
-        return list(document["features"])
-    if isinstance(document, dict) and document.get("type") == "Feature":
+def _is_collection(document: Any) -> bool:
+    return isinstance(document, dict) and document.get("type") == "FeatureCollection" and isinstance(document.get("features"), list)
+
+
+def _alone(document: Any) -> list[Any]:
+    """The feature that a document is, or of the geometry that it is; no feature where it is something else."""
+    kind = document.get("type") if isinstance(document, dict) else None
+    if kind == "Feature":
         return [document]
-    if isinstance(document, list) and document and all(isinstance(item, dict) and item.get("type") == "Feature" for item in document):
-        return document
-    return None
+    return [{"type": "Feature", "geometry": document}] if kind in GEOMETRIES else []
 
 
 def read(path: str, context: Context) -> Iterator[Item]:
-    """One `Region` per polygon, line or point; those of one feature share its id as ``instance_key``."""
-    found = features(load(path, context))
-    if found is None:
+    """One `Region` per polygon, line or point; those of one feature share its id as ``instance_key``.
+
+    Features are read one by one, in two passes: a document that breaks off somewhere gives nothing.
+    """
+    document = outline(path, context, "features")
+    if not is_geojson(document):
         raise Rejected("LABEL_FORMAT", "the JSON holds no GeoJSON features")
+    found = _alone(document.rest) or (value for is_item, value in parts(path, context, "features") if is_item)
     images = context.images()
     for place, feature in enumerate(found):
         try:

@@ -8,7 +8,7 @@ import struct
 import zlib
 
 from medspark.errors import Rejected, SkippedSource
-from medspark.labels.formats import asap, bands, coco, csv, geojson, nifti
+from medspark.labels.formats import asap, bands, coco, csv, geojson, json_items, nifti
 from medspark.labels.formats.dicom import SOP_FORMATS, looks_bare
 from medspark.labels.regions import Context
 
@@ -29,7 +29,7 @@ def sniff(path: str, context: Context) -> dict[str, str]:
         head = stream.read(HEAD_BYTES)
     extension = os.path.splitext(context.uri)[1].lower()
     if head[128:132] == b"DICM" or (looks_bare(path) and extension in ("", ".dcm", ".dicom", ".ima")):
-        return _dicom(path)
+        return _dicom(path, context)
     if head.startswith(bands.PNG_SIGNATURE):
         return {"format": "mask"}
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -44,16 +44,16 @@ def sniff(path: str, context: Context) -> dict[str, str]:
     if text[:1] == b"<" or extension == ".xml":
         context.check_size(os.path.getsize(path))
         context.watch("xml")
-        if asap.parse(path).tag == "ASAP_Annotations":
+        if asap.is_asap(path):
             return {"format": "asap"}
         raise Rejected("LABEL_FORMAT", "XML of another program than ASAP")
     if text[:1] in (b"{", b"[") or extension in (".json", ".geojson"):
         if _QUPATH.match(text):
             return {"format": "geojson"}
-        document = geojson.load(path, context)
-        if geojson.features(document) is not None:
+        document = json_items.outline(path, context, "features", "annotations")
+        if geojson.is_geojson(document):
             return {"format": "geojson"}
-        if coco.is_coco(document):
+        if coco.is_coco(document.rest):
             return {"format": "coco"}
         raise Rejected("LABEL_FORMAT", "JSON that is neither GeoJSON nor COCO")
     if csv.is_label_table(head.decode("utf-8", "replace").splitlines()[0] if text else ""):
@@ -71,12 +71,17 @@ def _inflated(head: bytes) -> bytes:
         return b""
 
 
-def _dicom(path: str) -> dict[str, str]:
+def _dicom(path: str, context: Context) -> dict[str, str]:
     import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
+    from medspark.series.files import is_deflated, read_dicom
+
     try:
-        ds = pydicom.dcmread(path, stop_before_pixels=True, force=looks_bare(path), specific_tags=["SOPClassUID", "Modality", "Rows"])
+        if is_deflated(path):  # read whole, within bounds; of the others only the three elements are kept
+            ds = read_dicom(path, context.settings.guard, header_only=True)
+        else:
+            ds = pydicom.dcmread(path, stop_before_pixels=True, force=looks_bare(path), specific_tags=["SOPClassUID", "Modality", "Rows"])
         sop_class, modality, rows = str(ds.get("SOPClassUID") or ""), str(ds.get("Modality") or ""), ds.get("Rows")
         sop_class = sop_class or str(getattr(ds, "file_meta", {}).get("MediaStorageSOPClassUID") or "")
     except (
