@@ -41,6 +41,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "coco": coco.ROLES,
     "geojson": geojson.ROLES,
 }
+VALUES = ("nifti", "png")
+"""Formats in which numbers stand for labels."""
 BATCH_ROWS = 256  # label rows per Arrow batch into Python: a packed mask of a slice has some KB, of a large photo some MB
 PARENTS_PER_TASK = 16  # aimed at; a task should outlast its own start
 MAX_TASKS = 4096
@@ -112,7 +114,7 @@ def export(lake: Lake, request: Request, restore: Callable[[bytes, str], bytes] 
     """
     chosen = _chosen(lake, request.query)
     labels, result = _labels(chosen, ROLES[request.format])
-    numbered = values.numbers([label for label, _, _ in labels])
+    numbered = values.numbers([label for label, _, _ in labels], request.format in VALUES)
     filesystem, root, _ = locate(request.out)
     filesystem.create_dir(root, recursive=True)
     stage = f"{root}/{STAGE}{uuid.uuid4().hex[:12]}"
@@ -231,7 +233,7 @@ def _lists(
                 stream.write(csv_line(head).encode())
                 for line in lines_of(filesystem, parts, name):
                     stream.write(line)
-    if format in ("nifti", "png"):
+    if format in VALUES:
         with replaced(filesystem, f"{root}/classes.csv") as stream:
             stream.write(values.classes_csv(numbered).encode())
 

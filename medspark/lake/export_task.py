@@ -95,6 +95,7 @@ class Exporter:
             for line in coco.entries(parent.masks, self.values):
                 lists.text("coco", line + "\n")
             part.label_rows += len(parent.masks)
+            part.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
             return
         makers = {"seg": self._seg, "nifti": self._nifti, "png": self._png, "geojson": self._geojson}
         yield from makers[self.format](parent, part)

@@ -159,7 +159,7 @@ def test_seg_refuses_what_has_no_instances() -> None:
 
 def test_coco_is_read_by_pycocotools_and_by_us(tmp_path: Path) -> None:
     masks = sorted([*random_masks(5), mask("liver", 2, np.ones((ROWS, COLS), bool), role="ignore")], key=lambda one: one.image_id)
-    numbered = values.numbers(["liver", "tumour"])
+    numbered = values.numbers(["liver", "tumour"], True)
     lines = [line.encode() for line in coco.entries(masks, numbered)]
     assert len(lines) == 2
     with open(tmp_path / "labels.json", "wb") as stream, open(tmp_path / "spill", "w+b") as spill:
@@ -186,7 +186,7 @@ def test_coco_without_labels_is_a_document(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_nifti_lies_where_the_series_lies(tmp_path: Path, overlap: bool) -> None:
-    masks, numbered = random_masks(7, overlap=overlap), values.numbers(["liver", "tumour"])
+    masks, numbered = random_masks(7, overlap=overlap), values.numbers(["liver", "tumour"], True)
     written = list(nifti.write(series(), masks, numbered))
     assert [volume.label for volume in written] == (["liver", "tumour"] if overlap else [None])
     wanted = as_painted(masks)
@@ -233,7 +233,7 @@ def test_nifti_refuses_what_has_no_single_step(rest: dict[str, Any], said: str) 
 
 
 def test_png_is_read_by_pillow_and_split_where_labels_overlap(tmp_path: Path) -> None:
-    numbered = values.numbers(["liver", "tumour"])
+    numbered = values.numbers(["liver", "tumour"], True)
     for overlap in (False, True):
         of = [one for one in random_masks(11, overlap=overlap) if one.image["k"] == 0]
         made = list(png.images(of, numbered))
@@ -245,13 +245,13 @@ def test_png_is_read_by_pillow_and_split_where_labels_overlap(tmp_path: Path) ->
 
 
 def test_png_of_many_labels_has_16_bits() -> None:
-    numbered = values.numbers([f"{number:03}" for number in range(300)])
+    numbered = values.numbers([f"{number:03}" for number in range(300)], True)
     ((_, array),) = png.images([mask("299", 0, np.eye(ROWS, COLS, dtype=bool))], numbered)
     out = io.BytesIO()
     png.write(out, ROWS, COLS, iter([array]), 16)
     assert (np.asarray(Image.open(io.BytesIO(out.getvalue()))) == np.eye(ROWS, COLS) * 300).all()
     with pytest.raises(BadRequest, match="65535"):
-        values.numbers(["x"] * 70_000)
+        values.numbers(["x"] * 70_000, True)
 
 
 # ---- GeoJSON

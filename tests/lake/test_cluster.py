@@ -139,5 +139,6 @@ def test_a_cluster_without_a_secret_is_one_sentence(cluster: tuple[str, Path], t
         timeout=120,
     )
     assert done.returncode == 2
-    assert "--properties-file secret.conf" in done.stderr
-    assert "Traceback" not in done.stderr
+    said = done.stdout + done.stderr  # spark-submit sends both to its own standard output
+    assert "--properties-file secret.conf" in said
+    assert "Traceback" not in said

@@ -13,9 +13,9 @@ MOST_VALUES = 65_535  # of 16 bits; 0 is background
 ROLES = ("positive",)
 
 
-def numbers(labels: Sequence[str]) -> dict[str, int]:
-    """label -> value, from 1 in the order given; `BadRequest` where 16 bits do not hold them."""
-    if len(labels) > MOST_VALUES:
+def numbers(labels: Sequence[str], pixels: bool) -> dict[str, int]:
+    """label -> number, from 1 in the order given. ``pixels``: for values of pixels; `BadRequest` where 16 bits do not hold them."""
+    if pixels and len(labels) > MOST_VALUES:
         raise BadRequest(f"--query: {len(labels)} labels do not fit the {MOST_VALUES} values of a 16-bit image; choose fewer labels")
     return {label: number for number, label in enumerate(labels, start=1)}
 
