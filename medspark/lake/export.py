@@ -228,11 +228,14 @@ def _lists(
 ) -> None:
     """``pairs.csv``, ``rejected.csv`` (where there is anything to list) and ``classes.csv`` (where numbers stand for labels)."""
     for name, head in HEADS.items():
+        path = f"{root}/{name}.csv"
         if any(name in part["lists"] for part in parts):
-            with replaced(filesystem, f"{root}/{name}.csv") as stream:
+            with replaced(filesystem, path) as stream:
                 stream.write(csv_line(head).encode())
                 for line in lines_of(filesystem, parts, name):
                     stream.write(line)
+        elif filesystem.get_file_info(path).type == pafs.FileType.File:
+            filesystem.delete_file(path)  # of the export that this one replaces
     if format in VALUES:
         with replaced(filesystem, f"{root}/classes.csv") as stream:
             stream.write(values.classes_csv(numbered).encode())

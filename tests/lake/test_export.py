@@ -21,6 +21,7 @@ from medspark.pixels import masks
 from medspark.slides.kind import slides_kind
 from tests.lake import harness
 from tests.lake.annotated import annotated_series
+from tests.phantoms import series as phantoms
 from tests.phantoms import slides_work
 from tests.real import shared_data
 
@@ -185,6 +186,8 @@ def test_what_cannot_be_done_is_said(spark: Any, tmp_path: Path) -> None:
     result = exported(spark, lake, tmp_path / "geo", "geojson")
     assert (result.rejected, result.files) == (1, 0)
     assert "not of a series" in (tmp_path / "geo" / "rejected.csv").read_text()
+    assert exported(spark, lake, tmp_path / "geo", "coco", overwrite=True).rejected == 0
+    assert not (tmp_path / "geo" / "rejected.csv").exists()
     assert exported(spark, lake, tmp_path / "none", "seg", ALL + " WHERE label = 'spleen'").files == 0
     assert exported(spark, lake, tmp_path / "coco", "coco", "SELECT parent_id FROM labels").label_rows == 3
     with pytest.raises(BadRequest, match="not empty"):
@@ -208,12 +211,10 @@ def test_pseudonyms_by_default_and_originals_only_where_they_were_kept(spark: An
     assert not any(uid.encode() in plain for uid in originals)
     assert b"P1" not in plain
     known = {row["sop_instance_id"] for row in harness.rows(lake, "slices")}
-    referred = {
-        str(item.ReferencedSOPInstanceUID)
-        for of in pydicom.dcmread(next((tmp_path / "pseudonyms").glob("*.dcm"))).ReferencedSeriesSequence
-        for item in of.ReferencedInstanceSequence
-    }
-    assert referred == known
+    ds = pydicom.dcmread(next((tmp_path / "pseudonyms").glob("*.dcm")))
+    items = [item for of in ds.ReferencedSeriesSequence for item in of.ReferencedInstanceSequence]
+    assert {str(item.ReferencedSOPInstanceUID) for item in items} == known
+    assert {str(item.ReferencedSOPClassUID) for item in items} == {phantoms.CT}
     exported(spark, lake, tmp_path / "originals", "seg", restore=restore)
     back = pydicom.dcmread(next((tmp_path / "originals").glob("*.dcm")))
     assert back.PatientID == "P1"
