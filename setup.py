@@ -32,6 +32,7 @@ ENGINE = [
     "blosc2>=4.14,<5",
     "zstandard>=0.23",
     "google-crc32c>=1.6",
+    "cryptography>=44",
     "pillow>=11",
     "shapely>=2.1",
     "scikit-image>=0.25",

@@ -60,6 +60,7 @@ class Deid:
     key_file: str = ""  # empty: $XDG_CONFIG_HOME/medspark/deid.key
     uris: Literal["keep", "token"] = "keep"
     burned_in: Literal["quarantine", "keep"] = "quarantine"
+    crosswalk: bool = False  # original UIDs, encrypted, in files beside the key
 
     def key_path(self) -> Path:
         if self.key_file:
@@ -106,6 +107,7 @@ class Config:
         said = {name: _plain(getattr(self, name)) for name in sections}
         if "deid" in said:
             said["deid"].pop("key_file")  # the key's own fingerprint is in the lake; where its file lies changes nothing
+            said["deid"].pop("crosswalk")  # changes no row
         raw = json.dumps([said, [str(item) for item in extra]], sort_keys=True)
         return hashlib.sha256(raw.encode()).hexdigest()[:16]
 
@@ -244,6 +246,10 @@ def _check(config: Config) -> None:
         raise BadRequest("config ingest.batch_sources and ingest.batch_bytes: expected 1 or more")
     if not 0.0 <= config.quarantine.max_fraction <= 1.0:
         raise BadRequest(f"config quarantine.max_fraction: expected a fraction 0 to 1, got {config.quarantine.max_fraction}")
+    if config.deid.crosswalk and config.deid.profile == "none":
+        raise BadRequest(
+            "config deid.crosswalk: with deid.profile = none the lake keeps the original UIDs itself; leave one of the two out"
+        )
     for key in config.spark:
         if key.startswith("spark.driver."):
             raise BadRequest(

@@ -38,3 +38,11 @@ def check_key(uri: str, ids: Ids, create: bool) -> None:
             f"this lake was written with {'no key' if there == 'none' else 'another de-identification key'}; "
             "give the same deid.profile and deid.key_file as before"
         )
+
+
+def must_exist(uri: str) -> str:
+    """The fingerprint of a lake's key; `BadRequest` where there is no lake."""
+    there = key_of(uri)
+    if there is None:
+        raise BadRequest(f"--lake {uri}: no lake there")
+    return there

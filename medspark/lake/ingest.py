@@ -24,6 +24,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from medspark.config import Config
+from medspark.deid.crosswalk import Crosswalk
 from medspark.errors import UNCOUNTED_CODES, BadRequest
 from medspark.keys import Ids
 from medspark.lake import derive, link, meetings, tasks
@@ -310,6 +311,7 @@ class Ingest:
         if rejections:
             stage.add(rejected_rows(rejections, lambda _: dataset, self._uri, now))
             files["rejected"] = stage.files("rejected")
+        self._keep_originals(sources)
         self.progress("commit: " + ", ".join(f"{sum(file.rows for file in listed)} {table}" for table, listed in files.items() if listed))
         written = batch.append(files)
         batch.close(self._ledger(dataset, sources, images, rejections, now))
@@ -318,6 +320,12 @@ class Ingest:
         finish(self.lake, self.ids, self.settings, self.run_id, batch.batch_id, self.summary)
         batch.release()
         stage.clear()
+
+    def _keep_originals(self, sources: Mapping[str, Scanned]) -> None:
+        """With ``deid.crosswalk``, before any row is committed: whatever the lake holds can go back under its original UIDs."""
+        if self.settings.deid.crosswalk and self.ids.key is not None:
+            originals = (one.header["original"] for one in sources.values() if one.header and "original" in one.header)
+            Crosswalk.beside(self.settings.deid.key_path(), self.ids.key).add(originals, self.ids)
 
     def _waiting(self, stage: Stage) -> set[str]:
         """Annotation files of the batch of which an image is not in the lake."""

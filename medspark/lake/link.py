@@ -111,27 +111,27 @@ class Linker:
 
         files = self.files[f"{meeting.source_id}/{meeting.unit}"]
         mine = _belongs(meeting)
-        regions = _read(filesystem, "regions", files["regions"], mine)
+        regions = read_rows(filesystem, "regions", files["regions"], mine)
         planes = _stream_planes(filesystem, files["planes"], mine)
         values = PixelReader(filesystem, files["pixels"], meeting.slide_id)
         if meeting.grid_id:
-            slide = _read(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
-            grid = _read(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
-            tiles = _read(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
-            regions = _to_level_0(regions, slide)
+            slide = read_rows(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
+            grid = read_rows(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
+            tiles = read_rows(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
+            regions = to_level_0(regions, slide)
             yield from link_tiles(slide, grid, tiles, regions, planes, values, source, self.ids, self.settings, self.now)
             return
         where = (pc.field("series_instance_id") == meeting.series_instance_id) & (pc.field("dataset") == meeting.dataset)
-        slices = _read(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
+        slices = read_rows(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
         only = set(slices.filter(pc.equal(slices.column("batch_id"), meeting.batch_id)).column("image_id").to_pylist())
-        series = _read(filesystem, "series", files["series"], where).to_pylist()
+        series = read_rows(filesystem, "series", files["series"], where).to_pylist()
         values = PixelReader(filesystem, files["pixels"], "")
         yield from link_slices(
             series[0] if len(series) == 1 else None, slices, only, regions, planes, values, source, self.ids, self.settings, self.now
         )
 
 
-def _read(filesystem: Any, table: str, files: Sequence[str], where: pc.Expression, columns: list[str] | None = None) -> pa.Table:
+def read_rows(filesystem: Any, table: str, files: Sequence[str], where: pc.Expression, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.dataset as pads
 
     schema = TABLES[table].arrow()
@@ -151,7 +151,7 @@ def _belongs(meeting: Meeting) -> pc.Expression:
     return (pc.field("source_id") == meeting.source_id) & named
 
 
-def _to_level_0(regions: pa.Table, slide: Mapping[str, Any]) -> pa.Table:
+def to_level_0(regions: pa.Table, slide: Mapping[str, Any]) -> pa.Table:
     """Regions drawn on a level of a DICOM slide (``sop:`` names the level) in level-0 pixels."""
     levels = {f"sop:{uid}": scale for uid, scale in zip(slide["level_instance_ids"] or (), slide["level_downsamples"], strict=False)}
     refs = [ref.split("#", 1)[0] for ref in regions.column("ref_image").to_pylist()]

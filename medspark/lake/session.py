@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from medspark.errors import BadRequest
@@ -35,6 +36,8 @@ def build(app: str, options: Mapping[str, str] | None = None, ui: bool = False) 
         builder = builder.config("spark.ui.enabled", str(ui).lower())
         for key, value in DEFAULTS.items():
             builder = builder.config(key, value)
+    elif dict(options or {}).get("spark.authenticate") == "true":
+        _check_secret()
     for key, value in {**DELTA, "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "mimalloc", **dict(options or {})}.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
@@ -44,6 +47,17 @@ def build(app: str, options: Mapping[str, str] | None = None, ui: bool = False) 
     except Exception:
         raise BadRequest("Delta's jars are not on Spark's class path; `make setup` puts them there") from None
     return spark
+
+
+def _check_secret() -> None:
+    """A standalone cluster that is asked to authenticate needs a secret from outside; `BadRequest` where there is none."""
+    SparkContext._ensure_initialized()  # under spark-submit its JVM is there already, with all that the command line said
+    given = SparkConf()
+    if (given.get("spark.master") or "").startswith("spark://") and not given.get("spark.authenticate.secret"):
+        raise BadRequest(
+            "spark.authenticate on a standalone cluster needs a secret that master, workers and job share: "
+            "give --properties-file secret.conf --load-spark-defaults (docs/clusters.md), or --set spark.authenticate=false"
+        )
 
 
 def cores(spark: SparkSession) -> int:

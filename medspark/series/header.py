@@ -56,6 +56,8 @@ OTHER_JOBS = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".npz", ".npy"), "a photo or array: use ingest_photos"),
     **dict.fromkeys((".xml", ".json", ".geojson", ".csv", ".tsv", ".txt", ".md", ".html", ".pdf", ".log", ".yml", ".yaml"), "not an image"),
 }
+ORIGINALS = {"SeriesInstanceUID": 0x0020000E, "StudyInstanceUID": 0x0020000D, "FrameOfReferenceUID": 0x00200052, "PatientID": 0x00100020}
+"""What the crosswalk keeps beside SOPInstanceUID."""
 NUMBER_FORMATS = {2: "H", 4: "I", 8: "d"}
 MEMO_ENTRIES = 1 << 13  # parsed values remembered per process, 2 MB: the slices of a series share nine tenths of theirs
 
@@ -321,7 +323,8 @@ def _check_frames(head: Head, size: int, settings: Config) -> None:
 def scan(path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
     """What the plan needs to know of one file: a few hundred bytes.
 
-    ``uid`` and ``study`` are pseudonyms; ``patient_id`` and ``issuer`` stay in memory between scan and plan and are written nowhere.
+    ``uid`` and ``study`` are pseudonyms; ``patient_id`` and ``issuer`` stay in memory between scan and plan and are written nowhere, and so does
+    ``original`` (with ``deid.crosswalk``), which the engine hands to `medspark.deid.crosswalk`.
     Raises `Rejected` or `SkippedSource`.
     """
     size = os.stat(path).st_size
@@ -343,7 +346,10 @@ def scan(path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         check_image(head, settings)
         _check_frames(head, size, settings)
-        return _header(head, uri, ids)
+        said = _header(head, uri, ids)
+        if settings.deid.crosswalk:
+            said["original"] = {name: head.text(tag) or "" for name, tag in ORIGINALS.items()} | {"SOPInstanceUID": sop_instance(head)}
+        return said
 
 
 def _other_kind(start: bytes, name: str) -> None:

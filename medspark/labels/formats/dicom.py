@@ -23,6 +23,8 @@ SOP_FORMATS = {
     "1.2.840.10008.5.1.4.1.1.91.1": "ann",  # Microscopy Bulk Simple Annotations Storage
 }
 """SOP class -> format of this package."""
+OWN_SCHEME = "99MEDSPARK"
+"""Coding scheme of labels that have no code, in segmentations of ours (`medspark.labels.export.seg`): read as none."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def concept(ds: Dataset, keyword: str) -> Concept:
     if not items:
         return Concept()
     item = items[0]
+    if item.get("CodingSchemeDesignator") == OWN_SCHEME:
+        return Concept(code_meaning=str(item.get("CodeMeaning") or "") or None)
     code = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
     value, scheme = to_snomed(str(code) if code else None, str(item.get("CodingSchemeDesignator") or "") or None)
     return Concept(value, scheme, str(item.get("CodeMeaning") or "") or None)
