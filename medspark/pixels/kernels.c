@@ -1,7 +1,6 @@
-/* What one pass over a tile can say of it: sums of its colours, and of its luminance's Laplacian and its square.
- *
- * numpy and Pillow need nine passes for the same (medspark/pixels/tile_measure.py, which is also what holds where this was not compiled):
- * a fifth to a quarter of what decoding and encoding a tile costs. No Python here: plain C, called through ctypes.
+/* Sums that one pass over an image can make and numpy needs several passes for: of a tile's colours and its luminance's Laplacian
+ * (tile_measure.py), of a slice's values and their squares (medspark/series/rescale.py). What numpy does is what holds where this was not
+ * compiled. No Python here: plain C, called through ctypes (native.py).
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -119,4 +118,77 @@ int tile_sums(const uint8_t *rgb, int64_t row_bytes, int rows, int cols, int64_t
     }
     free(lines);
     return 0;
+}
+
+static inline __attribute__((always_inline)) void short_plain(const int16_t *v, int64_t n, int flip, int low, int high, int64_t found[5])
+{
+    int64_t count = 0, sum = 0, squares = 0;
+    int least = INT16_MAX, most = INT16_MIN;
+    for (int64_t at = 0; at < n; at++) {
+        const int x = flip ? (int16_t)(v[at] ^ 0x8000) : v[at];
+        if (x >= low && x <= high)
+            continue;
+        count++, sum += x, squares += (int64_t)x * x;
+        least = x < least ? x : least, most = x > most ? x : most;
+    }
+    found[0] += count, found[3] += sum, found[4] += squares;
+    found[1] = least < found[1] ? least : found[1], found[2] = most > found[2] ? most : found[2];
+}
+
+#if defined(__x86_64__)
+AVX2 static int64_t short_avx2(const int16_t *v, int64_t n, int flip, int low, int high, int64_t found[5])
+{
+    const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1), turn = _mm256_set1_epi16(flip ? INT16_MIN : 0);
+    const __m256i from = _mm256_set1_epi16((int16_t)low), to = _mm256_set1_epi16((int16_t)high);
+    __m256i least = _mm256_set1_epi16(INT16_MAX), most = _mm256_set1_epi16(INT16_MIN), squares = zero, sum = zero, count = zero;
+    int64_t at = 0;
+    for (; at + 16 <= n; at += 16) {
+        const __m256i x = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(v + at)), turn);
+        const __m256i kept = _mm256_or_si256(_mm256_cmpgt_epi16(from, x), _mm256_cmpgt_epi16(x, to)); /* all ones where x is no padding */
+        const __m256i y = _mm256_and_si256(x, kept);
+        const __m256i square = _mm256_madd_epi16(y, y); /* up to 2^31: right as unsigned */
+        squares = _mm256_add_epi64(squares, _mm256_add_epi64(_mm256_unpacklo_epi32(square, zero), _mm256_unpackhi_epi32(square, zero)));
+        /* pairs as int32; their sign is spread before they are added as int64 */
+        const __m256i pairs = _mm256_madd_epi16(y, one), sign = _mm256_srai_epi32(pairs, 31);
+        sum = _mm256_add_epi64(sum, _mm256_add_epi64(_mm256_unpacklo_epi32(pairs, sign), _mm256_unpackhi_epi32(pairs, sign)));
+        count = _mm256_sub_epi32(count, _mm256_madd_epi16(kept, one)); /* all ones is -1 */
+        least = _mm256_min_epi16(least, _mm256_blendv_epi8(_mm256_set1_epi16(INT16_MAX), x, kept));
+        most = _mm256_max_epi16(most, _mm256_blendv_epi8(_mm256_set1_epi16(INT16_MIN), x, kept));
+    }
+    int16_t smallest[16], largest[16];
+    int32_t counts[8];
+    int64_t totals[4], squared[4];
+    _mm256_storeu_si256((__m256i *)smallest, least);
+    _mm256_storeu_si256((__m256i *)largest, most);
+    _mm256_storeu_si256((__m256i *)counts, count);
+    _mm256_storeu_si256((__m256i *)totals, sum);
+    _mm256_storeu_si256((__m256i *)squared, squares);
+    for (int lane = 0; lane < 16; lane++) {
+        found[1] = smallest[lane] < found[1] ? smallest[lane] : found[1];
+        found[2] = largest[lane] > found[2] ? largest[lane] : found[2];
+    }
+    for (int lane = 0; lane < 8; lane++)
+        found[0] += counts[lane];
+    for (int lane = 0; lane < 4; lane++)
+        found[3] += totals[lane], found[4] += squared[lane];
+    return at;
+}
+#endif
+
+/* v        : n values of 16 bits; flip: they are unsigned, and all that is said of them is said of value - 32768
+ * low, high: what lies between them, both included, is left out (low > high: nothing is); both within int16
+ * found    : how many are left, the least and the most of them (32767 and -32768 where none is left), their sum, the sum of their squares
+ */
+void short_sums(const int16_t *v, int64_t n, int flip, int low, int high, int64_t found[5])
+{
+    int64_t done = 0;
+    found[0] = found[3] = found[4] = 0, found[1] = INT16_MAX, found[2] = INT16_MIN;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2"))
+        while (n - done >= 16) { /* in pieces, so that the counts of a lane stay below 2^31 */
+            const int64_t piece = n - done < 1 << 24 ? n - done : 1 << 24;
+            done += short_avx2(v + done, piece, flip, low, high, found);
+        }
+#endif
+    short_plain(v + done, n - done, flip, low, high, found);
 }

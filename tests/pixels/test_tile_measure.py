@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from medspark.pixels import tile_measure
-
-SOURCE = Path(tile_measure.__file__).with_name("kernels.c")
+from medspark.pixels import native, tile_measure
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The kernel of the source as it stands, whatever set-up has compiled."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    target = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    subprocess.run([compiler, "-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(target), str(SOURCE)], check=True)
-    sums = tile_measure.kernel(target)
-    assert sums is not None
-    return sums
+def compiled(kernels):
+    return native.tile_sums(kernels)
 
 
 def sharpness_of(array):
@@ -65,10 +51,10 @@ def test_parts_of_an_array_wherever_they_lie(compiled):
 @pytest.mark.parametrize("array", [np.zeros((4, 10, 4), np.uint8), np.zeros((4, 10), np.uint8), np.zeros((4, 10, 3), np.uint16)])
 def test_what_is_no_tile_is_refused(compiled, array):
     with pytest.raises(ValueError, match="a tile of"):
-        tile_measure.by_kernel(compiled, array)
+        compiled(array)
 
 
 def test_without_a_kernel_numpy_measures(monkeypatch, tmp_path):
-    assert tile_measure.kernel(tmp_path / "none.so") is None
-    monkeypatch.setattr(tile_measure, "kernel", lambda: None)
+    assert native.tile_sums(tmp_path / "none.so") is None
+    monkeypatch.setattr(native, "tile_sums", lambda: None)
     assert tile_measure.measure(np.full((8, 8, 3), 7, np.uint8)) == ([7.0, 7.0, 7.0], 0.0)
