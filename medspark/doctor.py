@@ -172,7 +172,7 @@ def check_spark_settings() -> Finding:
 
 def check_classes() -> Finding:
     """The archive of Java classes that spark-env.sh names: Java is asked to take it or to fail, where in a job it would silently do without."""
-    what, remedy = "Java classes archived", "python3 tools/setup_env.py --only classes --only conf"
+    what, remedy = "Java classes archived", "python3 tools/setup_env.py --only conf --only classes"
     home = _pyspark_home()
     script = home / "conf" / "spark-env.sh" if home else None
     if home is None or script is None or not script.is_file():
