@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "medspark" / "__init__.py").read_text(), re.MULTILINE)
@@ -71,6 +71,11 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["medspark", "medspark.*"]),
     include_package_data=True,
+    # Plain C without Python's headers, called through ctypes; numpy does the same where it cannot be compiled. -fwrapv, which Python's own flags
+    # hold, would keep its loops from being vectorised.
+    ext_modules=[
+        Extension("medspark.pixels.kernels", ["medspark/pixels/kernels.c"], extra_compile_args=["-O3", "-fno-wrapv"], optional=True)
+    ],
     install_requires=ENGINE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["medspark=medspark.__main__:main"]},

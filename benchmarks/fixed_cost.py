@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks import peer, phantoms
 from benchmarks.peer import Given, Ratio, Report
 
 TARGET_S = 6.0
+SUBMIT = [str(Path(sys.executable).with_name("spark-submit")), "--master", f"local[{peer.CORES},4]", "--driver-memory", "1500m"]
 PLAIN = """
 import sys
 from medspark.lake.session import build
@@ -36,6 +38,9 @@ def bench(given: Given) -> Report:
             given.work, name, peer.fresh(given.work, f"fixed-new-{name}"), one(given.work, name, next(numbers))
         )
         sides[f"{name}, existing lake"] = lambda name=name: job(given.work, name, lakes[name], one(given.work, name, next(numbers)))
+    sides["tile_slides by spark-submit, existing lake"] = lambda: job(
+        given.work, "tile_slides", lakes["tile_slides"], one(given.work, "tile_slides", next(numbers)), SUBMIT
+    )
     results = peer.alternate(sides, turns)
     plain = statistics.median(seconds for seconds, _ in results.pop("plain"))
     report = Report(f"Fixed cost of a job: one tile, one slice, local[{peer.CORES}], seconds of the whole process (median of {turns})")
@@ -66,10 +71,10 @@ def one(work: Path, job_name: str, number: int) -> Path:
     return path
 
 
-def job(work: Path, name: str, lake: Path, path: Path) -> tuple[float, dict[str, float]]:
+def job(work: Path, name: str, lake: Path, path: Path, program: Sequence[str] = (sys.executable,)) -> tuple[float, dict[str, float]]:
     """(seconds of the whole process, seconds of its stages)."""
     seconds, out = process(
-        [sys.executable, str(peer.ROOT / "jobs" / f"{name}.py"), "--lake", str(lake), "--input", str(path), "--set", "tiling.min_tissue=0"],
+        [*program, str(peer.ROOT / "jobs" / f"{name}.py"), "--lake", str(lake), "--input", str(path), "--set", "tiling.min_tissue=0"],
         work,
     )
     said = json.loads(out.strip().splitlines()[-1])

@@ -191,7 +191,8 @@ def environment(work: Path, cores: int = CORES, memory: str = "1500m") -> dict[s
     return {
         **os.environ,
         "MEDSPARK_MASTER": f"local[{cores},4]",
-        "PYSPARK_SUBMIT_ARGS": f"--driver-memory {memory} pyspark-shell",
+        # conf/spark-env.sh gives ingest jobs the same compiler; here it serves both sides.
+        "PYSPARK_SUBMIT_ARGS": f"--driver-memory {memory} --driver-java-options -XX:TieredStopAtLevel=1 pyspark-shell",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "XDG_CONFIG_HOME": str(work / "config"),
     }

@@ -124,6 +124,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if not keyless_dry_run:
         card.check_key(given.lake, ids, create=not given.dry_run)
     spark = session.build(f"medspark {kind.job}", settings.spark)
+    session.warm_workers(spark)
     lake = Lake(spark, given.lake)
     run = ingest.Ingest(lake, kind, ids, settings, request, progress=logs.Progress(kind.job))
     logs.configure(run.run_id, given.log_level)

@@ -170,6 +170,32 @@ def check_spark_settings() -> Finding:
     return Finding(what, True, "in pyspark/conf")
 
 
+def check_classes() -> Finding:
+    """The archive of Java classes that spark-env.sh names: Java is asked to take it or to fail, where in a job it would silently do without."""
+    what, remedy = "Java classes archived", "python3 tools/setup_env.py --only conf --only classes"
+    home = _pyspark_home()
+    script = home / "conf" / "spark-env.sh" if home else None
+    if home is None or script is None or not script.is_file():
+        return Finding(what, False, "Spark's settings missing", f"rm -f .venv/.medspark-ready && {SETUP}")
+    match = re.search(r'-XX:SharedArchiveFile=(/[^"\\]+)', script.read_text())
+    if match is None or not os.path.isfile(match[1]):
+        return Finding(what, False, "none: every job starts some seconds later", remedy)
+    java = os.path.join(os.environ["JAVA_HOME"], "bin", "java") if os.environ.get("JAVA_HOME") else "java"
+    status, _ = _run([java, "-Xshare:on", f"-XX:SharedArchiveFile={match[1]}", "-cp", f"{home}/jars/*", "-version"], 30.0)
+    if status:
+        return Finding(what, False, "made with another Java or other jars: every job starts some seconds later", remedy)
+    return Finding(what, True, f"{os.path.getsize(match[1]) / 2**20:.0f} MiB in the cache folder")
+
+
+def check_kernel() -> Finding:
+    """The one C file, compiled."""
+    found = list((ROOT / "medspark" / "pixels").glob("kernels*.so"))
+    remedy = f"{sys.executable} setup.py build_ext --inplace"
+    return Finding(
+        "C kernel", bool(found), "compiled" if found else "not compiled: re-encoded tiles take a quarter longer", remedy * (not found)
+    )
+
+
 def check_disk(folder: Path | None = None) -> Finding:
     folder = folder or Path.cwd()
     free = shutil.disk_usage(folder).free
@@ -195,7 +221,7 @@ def check_memory() -> Finding:
 def examine() -> list[Finding]:
     """All findings in the table's order; the slow checks run side by side."""
     wanted = pins()
-    checks: list[Callable[[], Finding]] = [check_python, check_java, check_jars, check_spark_settings]
+    checks: list[Callable[[], Finding]] = [check_python, check_java, check_jars, check_spark_settings, check_classes, check_kernel]
     checks += [lambda name=name: check_pin(name, wanted.get(_normal(name))) for name in PINNED]  # type: ignore[misc]
     checks += [lambda: check_all_pins(wanted), check_horovod, check_openslide, check_disk, check_memory]
     with ThreadPoolExecutor(4) as pool:

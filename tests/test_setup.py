@@ -158,6 +158,72 @@ def test_spark_listens_on_loopback_in_local_mode_only(arguments, address):
     assert done.stdout.strip() == f"[{address}]"
 
 
+@pytest.mark.parametrize(
+    ("there", "given", "wanted"),
+    [
+        (True, "", True),
+        (True, "-Dx=1", True),
+        (False, "", False),
+        (True, "-XX:ArchiveClassesAtExit=/new.jsa", False),  # set-up makes a new one: an old one must not be under it
+        (True, "-XX:SharedArchiveFile=/own.jsa", False),
+    ],
+)
+def test_an_archive_of_classes_is_used_where_it_is_there(tmp_path, there, given, wanted):
+    archive = tmp_path / "some.jsa"
+    if there:
+        archive.touch()
+    script = tmp_path / "spark-env.sh"
+    script.write_text((ROOT / "conf" / "spark-env.sh").read_text().replace("@CLASSES@", str(archive)))
+    env = {"PATH": os.environ["PATH"], "SPARK_SUBMIT_OPTS": given}
+    text = f'. {script}; echo "$SPARK_SUBMIT_OPTS"'
+    said = subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True, check=True).stdout.strip()
+    assert (f"-XX:SharedArchiveFile={archive}" in said) is wanted
+    assert given in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ("SparkSubmit --master local[2] jobs/tile_slides.py --lake x", True),
+        ("SparkSubmit /opt/medspark/jobs/import_labels.py", True),
+        ("SparkSubmit --name 'medspark explode_series' pyspark-shell", True),
+        ("SparkSubmit jobs/maintain_lake.py", False),
+        ("SparkSubmit --class org.apache.spark.sql.hive.thriftserver.SparkSQLCLIDriver", False),
+    ],
+)
+def test_only_ingest_jobs_do_with_the_first_compiler(arguments, wanted):
+    text = f'set -- {arguments}; . {ROOT}/conf/spark-env.sh; echo "${{SPARK_SUBMIT_OPTS:-}}"'
+    done = subprocess.run(["bash", "-c", text], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)
+    assert ("TieredStopAtLevel=1" in done.stdout) is wanted
+
+
+def test_no_archive_is_no_failure(monkeypatch, tmp_path, capsys):
+    """A Java that cannot write one: set-up says so in one line and goes on."""
+    (tmp_path / "jars").mkdir()
+    for name, value in {"VENV": str(tmp_path), "LOG": str(tmp_path / "log")}.items():
+        monkeypatch.setattr(setup_env, name, value)
+    monkeypatch.setattr(setup_env, "jars_dir", lambda: str(tmp_path / "jars"))
+    monkeypatch.setattr(setup_env, "java", lambda: str(_script(tmp_path, "java", "exit 1")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    setup_env.archive_classes()  # there is no spark-submit either
+    assert "no archive of Java classes" in capsys.readouterr().out
+    assert not list((tmp_path / "cache" / "medspark" / "classes").iterdir())
+
+
+def test_another_java_or_other_jars_have_another_archive(monkeypatch, tmp_path):
+    monkeypatch.setattr(setup_env, "jars_dir", lambda: str(tmp_path))
+    java = _script(tmp_path.parent, "some-java", "echo one")
+    monkeypatch.setattr(setup_env, "java", lambda: str(java))
+    (tmp_path / "a.jar").write_bytes(b"1")
+    names = {setup_env.class_archive()}
+    assert names == {setup_env.class_archive()}
+    (tmp_path / "b.jar").write_bytes(b"2")
+    names.add(setup_env.class_archive())
+    _script(tmp_path.parent, "some-java", "echo two")
+    names.add(setup_env.class_archive())
+    assert len(names) == 3
+
+
 def test_a_failing_step_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(setup_env, "LOG", str(tmp_path / "log"))
     with pytest.raises(setup_env.Refused, match=r"^fetching failed \(ERROR: no route\); read .venv/setup.log"):
@@ -225,3 +291,13 @@ def test_doctor_sees_another_version_and_a_foreign_spark(monkeypatch):
     assert "0.0.1" in doctor.check_pin("numpy", "0.0.1").remedy
     monkeypatch.setenv("SPARK_HOME", "/opt/spark")
     assert doctor.check_spark_settings().remedy == "unset SPARK_HOME"
+
+
+def test_doctor_misses_the_archive_of_classes(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_pyspark_home", lambda: tmp_path)
+    (tmp_path / "conf").mkdir()
+    script = tmp_path / "conf" / "spark-env.sh"
+    script.write_text((ROOT / "conf" / "spark-env.sh").read_text().replace("@CLASSES@", str(tmp_path / "none.jsa")))
+    assert "none" in doctor.check_classes().found and "--only classes" in doctor.check_classes().remedy
+    (tmp_path / "none.jsa").write_bytes(b"no archive")
+    assert "another Java" in doctor.check_classes().found

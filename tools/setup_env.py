@@ -2,7 +2,7 @@
 """Makes `.venv` ready for medspark: `make setup` runs it, and so does every target that needs it.
 
 Standard library only, and readable by any Python 3.6 or later: it is what a newcomer's first command starts, before anything is
-installed. Six steps, each left alone where it is done already:
+installed. Seven steps, each left alone where it is done already:
 
 1. check the machine: Linux on x86-64, Python 3.11, Java 17, a C++ compiler, cmake. What is wrong is said in one sentence with the
    command that mends it; exit status 2.
@@ -10,7 +10,9 @@ installed. Six steps, each left alone where it is done already:
 3. Horovod's wheel: compiled once against the pinned TensorFlow, kept in the user's cache folder, installed from there ever after.
 4. Delta's jars, fetched by Spark's own --packages into the same folder and copied into pyspark/jars, where all of Spark finds them.
 5. Spark's settings from conf/, with this environment's interpreter, into pyspark/conf.
-6. medspark itself, editable.
+6. medspark itself, editable, with its C kernel.
+7. An archive of the Java classes that a job loads, in the cache folder, so that later jobs map them into memory instead of reading,
+   parsing and verifying them (JEP 350). Where it cannot be made, everything works as without it, only slower to start.
 
 A stamp in .venv holds a digest of what the steps read; where it fits, the whole program ends at once. Nothing outside the project's
 folder and ${XDG_CACHE_HOME:-~/.cache}/medspark is written (pip keeps its own cache as always).
@@ -39,12 +41,15 @@ PYTHON_WANTED = (3, 11)  # Horovod, TensorFlow 2.15 and pyarrow 14 have no commo
 JAVA_WANTED = 17  # the version that everything here was tried with
 DIGESTED = (
     "setup.py",
+    "medspark/pixels/kernels.c",
     "conf/constraints.txt",
     "conf/spark-defaults.conf",
     "conf/spark-env.sh",
     "conf/log4j2.properties",
     "tools/setup_env.py",
+    "tools/load_classes.py",
 )
+ARCHIVES_KEPT = 4  # of Java classes, about 100 MB each: one for every environment of this user
 HEARTBEAT_S = 30  # a line this often while pip or the compiler is silent
 
 
@@ -381,9 +386,13 @@ def fetch_jars():
     return sorted(glob.glob(os.path.join(folder, "*.jar")))
 
 
+def jars_dir():
+    return os.path.join(site_packages(), "pyspark", "jars")
+
+
 def place_jars():
     """Copy them beside Spark's own, where every Spark program finds them, offline and without a flag; older Delta jars go."""
-    jars = os.path.join(site_packages(), "pyspark", "jars")
+    jars = jars_dir()
     fetched = fetch_jars()
     names = [os.path.basename(path) for path in fetched]
     for path in glob.glob(os.path.join(jars, "delta-s*.jar")):
@@ -405,11 +414,14 @@ def render_conf():
     os.makedirs(target, exist_ok=True)
     for name in ("spark-defaults.conf", "spark-env.sh", "log4j2.properties"):
         with open(os.path.join(source, name)) as stream:
-            text = stream.read().replace("@PYTHON@", venv_python())
+            text = stream.read().replace("@PYTHON@", venv_python()).replace("@CLASSES@", class_archive())
         if name == "spark-defaults.conf":
             text += "\n# Added by set-up: drivers and workers run this environment's interpreter.\nspark.pyspark.python {}\n".format(
                 venv_python()
             )
+            # Java takes an archive of classes only if its class path begins as when it was made, and with no folder such as conf/.
+            text += "# Spark's jars come before its conf folder, as the archive of Java classes wants it.\n"
+            text += "spark.driver.extraClassPath {}\n".format(os.path.join(jars_dir(), "*"))
         with open(os.path.join(target, name + ".part"), "w") as stream:
             stream.write(text)
         os.replace(os.path.join(target, name + ".part"), os.path.join(target, name))
@@ -431,6 +443,66 @@ def install_medspark():
     run([venv_python(), "-m", "pip", "check"], "checking that the set agrees")
 
 
+# --- 7. the archive of Java classes -----------------------------------------------------------------------------------
+
+
+def java():
+    home = os.environ.get("JAVA_HOME", "")
+    return os.path.join(home, "bin", "java") if home else (shutil.which("java") or "java")
+
+
+def class_archive():
+    """Path of the archive for this Java and these jars; Java itself refuses one that fits neither."""
+    sha = hashlib.sha256(jars_dir().encode())
+    sha.update(subprocess.run([java(), "-version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60).stdout)
+    for name in sorted(os.listdir(jars_dir())):
+        status = os.stat(os.path.join(jars_dir(), name))
+        sha.update("{} {} {}\n".format(name, status.st_size, int(status.st_mtime)).encode())
+    return os.path.join(cache_dir(), "classes", sha.hexdigest()[:16] + ".jsa")
+
+
+def archive_fits(path):
+    command = [java(), "-Xshare:on", "-XX:SharedArchiveFile=" + path, "-cp", os.path.join(jars_dir(), "*"), "-version"]
+    return (
+        os.path.exists(path) and subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+    )
+
+
+def archive_classes():
+    """Runs one small job under a Java that writes down at its end which classes it loaded. A failure is told and costs nothing else."""
+    path = class_archive()
+    if archive_fits(path):
+        return
+    say("archiving Java classes for a faster start")
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix="classes-", dir=VENV)
+    part = path + ".part"
+    try:
+        env = {
+            "SPARK_SUBMIT_OPTS": '-XX:-UsePerfData -Xlog:disable -Xlog:all=error:stderr "-XX:ArchiveClassesAtExit=' + part + '"',
+            "XDG_CONFIG_HOME": scratch,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+        }
+        submit = os.path.join(site_packages(), "pyspark", "bin", "spark-submit")
+        env["SPARK_HOME"] = os.path.join(site_packages(), "pyspark")
+        env["PYSPARK_PYTHON"] = venv_python()
+        command = [submit, "--master", "local[2,4]", "--driver-memory", "1g", os.path.join(ROOT, "tools", "load_classes.py"), scratch]
+        run(command, "archiving Java classes", env, cwd=scratch)
+        if not os.path.exists(part):
+            raise Refused("Java wrote no archive.")
+        os.replace(part, path)
+        kept = sorted(glob.glob(os.path.join(folder, "*.jsa")), key=os.path.getmtime)
+        for stale in kept[:-ARCHIVES_KEPT]:
+            os.remove(stale)
+    except (Refused, OSError) as why:
+        say("no archive of Java classes ({}); jobs work without it and start a few seconds later".format(str(why).rstrip(".")))
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def set_up():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the child is stopped too
     started = time.monotonic()
@@ -448,6 +520,7 @@ def set_up():
         place_jars()
         render_conf()
         install_medspark()
+        archive_classes()
         with open(STAMP, "w") as stream:
             stream.write(digest() + "\n")
     say("ready after {:.0f} s".format(time.monotonic() - started))
@@ -456,7 +529,7 @@ def set_up():
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Make .venv ready for medspark; a second call ends at once.")
     parser.add_argument("--check", action="store_true", help="only check the machine's prerequisites")
-    parser.add_argument("--only", choices=["jars", "conf"], action="append", help="only this step, in the .venv that is there")
+    parser.add_argument("--only", choices=["jars", "conf", "classes"], action="append", help="only this step, in the .venv that is there")
     options = parser.parse_args(argv)
     try:
         if options.check:
@@ -464,7 +537,7 @@ def main(argv=None):
             say("this machine has what set-up needs")
         elif options.only:
             for step in options.only:
-                {"jars": place_jars, "conf": render_conf}[step]()
+                {"jars": place_jars, "conf": render_conf, "classes": archive_classes}[step]()
         elif not ready():
             set_up()
     except Refused as refusal:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Mapping
 
 from pyspark import SparkConf, SparkContext
@@ -24,6 +26,8 @@ DEFAULTS = {  # conf/spark-defaults.conf says the same to spark-submit; these ho
     "spark.ui.showConsoleProgress": "false",
 }
 
+DAEMON = "medspark.lake.daemon"  # what Python workers are forked from
+
 
 def build(app: str, options: Mapping[str, str] | None = None, ui: bool = False) -> SparkSession:
     """The session of a job: Delta's catalogue, UTC, quiet; a master from spark-submit or ``local[*,4]`` (a task is tried four times)."""
@@ -31,13 +35,20 @@ def build(app: str, options: Mapping[str, str] | None = None, ui: bool = False) 
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "mimalloc")  # Arrow 14's default allocator collapses on big blobs
     builder = SparkSession.builder.appName(app)
     submitted = "SPARK_ENV_LOADED" in os.environ or "PYSPARK_GATEWAY_PORT" in os.environ
+    master: str | None = None
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        SparkContext._ensure_initialized()  # what spark-submit was told is known to its JVM only
+        master = SparkConf().get("spark.master")
     if not submitted:
-        builder = builder.master(os.environ.get("MEDSPARK_MASTER", "local[*,4]"))
+        master = os.environ.get("MEDSPARK_MASTER", "local[*,4]")
+        builder = builder.master(master)
         builder = builder.config("spark.ui.enabled", str(ui).lower())
         for key, value in DEFAULTS.items():
             builder = builder.config(key, value)
     elif dict(options or {}).get("spark.authenticate") == "true":
         _check_secret()
+    if (master or "").startswith("local"):  # on other machines medspark may come with the job, too late for this process
+        builder = builder.config("spark.python.daemon.module", DAEMON)
     for key, value in {**DELTA, "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "mimalloc", **dict(options or {})}.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
@@ -58,6 +69,19 @@ def _check_secret() -> None:
             "spark.authenticate on a standalone cluster needs a secret that master, workers and job share: "
             "give --properties-file secret.conf --load-spark-defaults (docs/clusters.md), or --set spark.authenticate=false"
         )
+
+
+def warm_workers(spark: SparkSession) -> None:
+    """Starts the process that Python workers are forked from, on a thread of its own: it imports its libraries while the driver looks at the lake."""
+    if not spark.sparkContext.master.startswith("local"):
+        return
+    one = spark.sparkContext.parallelize([0], 1)
+
+    def work() -> None:
+        with contextlib.suppress(Exception):  # a job that ends first takes the session along; all else the real tasks will say
+            one.map(abs).collect()
+
+    threading.Thread(target=work, daemon=True, name="warm-workers").start()
 
 
 def cores(spark: SparkSession) -> int:

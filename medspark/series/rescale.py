@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medspark.pixels import native
+
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as PS3.3 C.7.6.3.1.2 uses for YBR_FULL
 PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"  # SOP class whose values are a computed quantity whatever the modality says
 MAP_TYPES = frozenset({"CBF", "CBV", "MTT", "TTP", "TMAX", "RCBF", "RCBV", "PERFUSION", "PARAMETRIC", "PARAMETRIC MAP", "Z_EFF"})
@@ -118,10 +120,16 @@ def _moments(values: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def _exact(stored: np.ndarray, padding: tuple[int, int] | None) -> tuple[float, float, float, float]:
-    """(min, max, mean, variance) of integers of up to 16 bits, in blocks that stay in the cache: 0.1 to 0.2 ms for 512 x 512.
+    """(min, max, mean, variance) of integers of up to 16 bits, for 512 x 512 in 0.04 ms where kernels.c is compiled, else in blocks that
+    stay in the cache in 0.1 to 0.2 ms.
 
     All sums are whole numbers below 2^53 for images of up to 2 Mpx (and good to 1e-12 above), so padding can be counted and taken off.
     """
+    sums = native.short_sums()
+    if sums is not None and stored.dtype.itemsize == 2 and stored.dtype.isnative:
+        whole = sums(stored, padding)
+        count, least, most, added, squared = whole if whole[0] else sums(stored, None)  # everything is padding: all of it is measured
+        return float(least), float(most), added / count, (squared * count - added * added) / (count * count)
     flat = stored.ravel()
     low, high = int(flat.min()), int(flat.max())
     if padding is not None and (min(padding) > high or max(padding) < low or low == high):

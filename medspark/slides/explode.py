@@ -8,7 +8,7 @@ its neighbours are kept.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from medspark.errors import Rejected
 from medspark.keys import Ids
 from medspark.pixels import encode
 from medspark.pixels.codecs import decode_jpeg
+from medspark.pixels.tile_measure import Measures, measure
 from medspark.slides.grid import LevelShape
 from medspark.slides.plan import Band, copies_tiles
 from medspark.slides.resample import BLOCK_PX, read_scaled
@@ -31,11 +32,9 @@ if TYPE_CHECKING:
 
 FLUSH_BYTES = 32 << 20  # payload per Rows: eight row groups of 4 MB
 BLOCK_HEIGHT_PX = 1024  # tile rows decoded together: of the file's tiles that a block cuts, few are decoded twice
-SUM_ROWS = 257  # rows of bytes whose sum a uint16 holds: 257 x 255 = 65,535
 MAX_SINGLE = 100  # tiles of one band that are rejected one by one; a slide broken throughout is said in fewer rows
 NONE, PASSED, MADE, FAILED = range(4)
 PIXEL_SOURCE = np.array(["none", "passthrough", "reencoded", "failed"], object)
-Measures = tuple[list[float], float | None]
 COLUMNS = ("tile_row", "tile_col", "x_l0", "y_l0", "width_l0", "height_l0", "width_px", "height_px", "valid_width_px", "valid_height_px")
 
 
@@ -186,12 +185,10 @@ class _Work:
     def _encode_row(self, strip: np.ndarray, x0: int, places: list[int]) -> None:
         """Tiles of one tile row, whose pixels begin with ``strip`` at column ``x0`` of the grid's plane."""
         tiles, quality = self.tiles, {"quality": str(self.tiling.jpeg_quality)}
-        lefts = tiles["t_x"][places] - x0
-        rights = lefts + tiles["valid_width_px"][places]
-        spans = list(zip(lefts.tolist(), rights.tolist(), strict=True))
-        self.measures.update(zip(places, measure_row(strip[: tiles["valid_height_px"][places[0]]], spans), strict=True))
-        for place, left in zip(places, lefts.tolist(), strict=True):
+        valid_height = int(tiles["valid_height_px"][places[0]])
+        for place, left in zip(places, (tiles["t_x"][places] - x0).tolist(), strict=True):
             array = np.ascontiguousarray(strip[: tiles["height_px"][place], left : left + tiles["width_px"][place]])
+            self.measures[place] = measure(array[:valid_height, : tiles["valid_width_px"][place]])  # while a core's cache holds it
             self.payload[place] = encode(array, self.tiling.codec, quality)
             self.origin[place] = MADE
 
@@ -267,41 +264,3 @@ def runs(places: np.ndarray) -> list[tuple[int, int]]:
     starts = places[np.concatenate([[0], cuts + 1])]
     stops = places[np.concatenate([cuts, [places.size - 1]])] + 1
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
-
-
-def measure(array: np.ndarray) -> Measures:
-    """`measure_row` of one (rows, cols, 3) uint8 tile."""
-    return measure_row(array, [(0, array.shape[1])])[0]
-
-
-def measure_row(strip: np.ndarray, spans: Sequence[tuple[int, int]]) -> list[Measures]:
-    """Mean colour (0 to 255) and sharpness of tiles side by side in a (rows, cols, 3) uint8 strip; luminance and sums are made once for all.
-
-    spans : (first, last + 1) column of each tile, from left to right; they may overlap
-    Sharpness is the variance of the 4-neighbour Laplacian of the luminance (Pech-Pacheco 2000, doi 10.1109/ICPR.2000.903548); None below 3 x 3.
-    """
-    from PIL import Image
-
-    start = spans[0][0]
-    strip = np.ascontiguousarray(strip[:, start : spans[-1][1]])
-    rows, cols = strip.shape[:2]
-    lines = strip.reshape(rows, cols * 3)
-    parts = [lines[top : top + SUM_ROWS].sum(axis=0, dtype=np.uint16) for top in range(0, rows, SUM_ROWS)]
-    sums = np.sum(parts, axis=0, dtype=np.uint32).reshape(cols, 3)
-    y = np.asarray(Image.fromarray(strip).convert("L")).astype(np.int16).ravel()  # ITU-R 601 luma
-    if rows > 2:  # as one line, whose neighbours are whole rows away: first and last column of the result mean nothing
-        laplacian = y[cols:-cols] * np.int16(-4)
-        for neighbour in (y[: -2 * cols], y[2 * cols :], y[cols - 1 : -cols - 1], y[cols + 1 : rows * cols - cols + 1]):
-            laplacian += neighbour
-        laplacian = laplacian.reshape(rows - 2, cols)
-    result: list[Measures] = []
-    for first, last in spans:
-        left, right = first - start, last - start
-        mean = (sums[left:right].sum(axis=0) / (rows * (right - left))).tolist()
-        sharpness = None
-        if min(rows, right - left) > 2:
-            values = laplacian[:, left + 1 : right - 1].astype(np.float32).ravel()
-            average = float(values.sum()) / values.size
-            sharpness = max(0.0, float(values @ values) / values.size - average * average)
-        result.append((mean, sharpness))
-    return result

@@ -12,7 +12,7 @@ from medspark.keys import Ids
 from medspark.pixels import decode, encode, masks
 from medspark.pixels.codecs import ycbcr_to_rgb
 from medspark.slides.array import ArraySlide
-from medspark.slides.explode import explode_band, measure, measure_row, runs
+from medspark.slides.explode import explode_band, measure, runs
 from medspark.slides.header import describe, pixel_size
 from medspark.slides.kind import SLIDES, slides_kind
 from medspark.tables.rows import Rejection
@@ -165,22 +165,6 @@ def test_measure_decodes_every_stored_tile_and_is_the_same_either_way(svs):
         if one["mean_rgb"] is not None:
             assert one["mean_rgb"] == pytest.approx(two["mean_rgb"], abs=0.01)
             assert one["sharpness"] == pytest.approx(two["sharpness"], rel=1e-3, abs=1e-3)
-
-
-@pytest.mark.parametrize("shape", [(40, 90), (600, 70), (3, 30), (2, 30), (1, 1)])
-def test_measures_of_a_row_are_those_of_its_tiles(shape):
-    rows, cols = shape
-    strip = stained(700, 600)[0][:rows, 5 : 5 + cols]
-    spans = [(left, min(left + 32, cols)) for left in range(0, cols, 29)]
-    for (mean, sharpness), (left, right) in zip(measure_row(strip, spans), spans, strict=True):
-        tile = strip[:, left:right]
-        assert mean == pytest.approx(tile.mean(axis=(0, 1)), abs=1e-9)
-        if min(tile.shape[:2]) < 3:
-            assert sharpness is None
-            continue
-        y = np.asarray(Image.fromarray(np.ascontiguousarray(tile)).convert("L")).astype(float)
-        laplacian = y[:-2, 1:-1] + y[2:, 1:-1] + y[1:-1, :-2] + y[1:-1, 2:] - 4 * y[1:-1, 1:-1]
-        assert sharpness == pytest.approx(laplacian.var(), rel=1e-4)
 
 
 def test_a_tile_without_tissue_keeps_its_row_and_loses_its_pixels(svs):
@@ -360,7 +344,6 @@ def test_a_dicom_slide_that_names_somebody_in_its_pixels_is_quarantined_unless_a
 
 
 def test_a_given_tissue_mask_decides_what_is_stored(svs, tmp_path):
-    from PIL import Image
 
     mask = np.zeros((110, 130), np.uint8)
     mask[:55] = 1
