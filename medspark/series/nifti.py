@@ -24,8 +24,8 @@ from medspark.config import Config
 from medspark.errors import Rejected
 from medspark.keys import Ids
 from medspark.pixels.codecs import BLOSC2_MAX_BYTES, encode
+from medspark.pixels.equal import pixel_hash
 from medspark.series import geometry, rescale
-from medspark.series.decode import pixel_hash
 from medspark.series.header import subject_of
 from medspark.tables.names import file_token, folder_token
 from medspark.tables.rows import Rejection, Rows
