@@ -49,17 +49,32 @@ def link(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str) -> 
 
 
 def supersede(lake: Lake, batch_id: str) -> None:
-    """An annotation file imported again under other settings (classes, pairs) replaces what it said before: its regions, planes, labels.
+    """A file read again under other settings replaces what it said before: an annotation's regions, planes and labels, a photo's classes.
 
     The old ledger rows go last, so that after a kill in between the rest is done again.
     """
-    if not lake.exists("regions"):
-        return
-    ledger = lake.read("sources", ["source_id", "job", "batch_id"], pc.field("job") == "import_labels").to_pylist()
-    mine = {row["source_id"] for row in ledger if row["batch_id"] == batch_id}
-    again = sorted({row["source_id"] for row in ledger if row["source_id"] in mine and row["batch_id"] != batch_id})
-    if not again:
-        return
+    if lake.exists("regions"):
+        again = _again(lake, "import_labels", batch_id)
+        if again:
+            _supersede_annotations(lake, batch_id, again)
+    if lake.exists("photos"):
+        again = _again(lake, "ingest_photos", batch_id)
+        if again:
+            _supersede_photos(lake, batch_id, again)
+
+
+def _again(lake: Lake, job: str, batch_id: str) -> list[str]:
+    """Sources of a batch that an earlier batch of the same job closed under other settings."""
+    ledger = lake.read("sources", ["source_id", "batch_id"], pc.field("job") == job)
+    batches = ledger.column("batch_id")
+    mine = ledger.filter(pc.equal(batches, batch_id)).column("source_id").unique()
+    if not len(mine):
+        return []
+    others = ledger.filter(pc.and_(pc.not_equal(batches, batch_id), pc.is_in(ledger.column("source_id"), value_set=mine)))
+    return sorted(others.column("source_id").unique().to_pylist())
+
+
+def _supersede_annotations(lake: Lake, batch_id: str, again: Sequence[str]) -> None:
     whose = pc.field("source_id").isin(pa.array(again, pa.string()))
     for table in ("labels", "rejected", *TRUTH):
         old = whose if table == "labels" else whose & (pc.field("batch_id") != batch_id)
@@ -68,6 +83,31 @@ def supersede(lake: Lake, batch_id: str) -> None:
     lake.rewrite(
         "sources", drop_where(whose & (pc.field("job") == "import_labels") & (pc.field("batch_id") != batch_id)), "source_id", again
     )
+
+
+def _supersede_photos(lake: Lake, batch_id: str, again: Sequence[str]) -> None:
+    """The photo and its pixels stay with the batch that brought them; the new ledger row takes over how many they are."""
+    whose = pc.field("source_id").isin(pa.array(again, pa.string()))
+    old = whose & (pc.field("batch_id") != batch_id)
+    for table in ("labels", "rejected"):
+        lake.rewrite(table, drop_where(old), "source_id", again)
+    mine = old & (pc.field("job") == "ingest_photos")
+    before: dict[str, dict[str, Any]] = {}
+    for row in lake.read("sources", ["source_id", "n_images", "n_rejected", "status"], mine).to_pylist():
+        if row["n_images"] >= before.get(row["source_id"], row)["n_images"]:
+            before[row["source_id"]] = row
+
+    def taken_over(rows: pa.Table) -> pa.Table:
+        records, changed = rows.to_pylist(), False
+        for row in records:
+            was = before.get(row["source_id"])
+            if was and was["n_images"] and row["batch_id"] == batch_id and row["job"] == "ingest_photos" and not row["n_images"]:
+                row.update(n_images=was["n_images"], n_rejected=was["n_rejected"], status=was["status"])
+                changed = True
+        return pa.Table.from_pylist(records, rows.schema) if changed else rows
+
+    lake.rewrite("sources", taken_over, "source_id", again)
+    lake.rewrite("sources", drop_where(mine), "source_id", again)
 
 
 # ---- the work
