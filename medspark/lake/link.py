@@ -24,8 +24,8 @@ from medspark.lake import tasks
 from medspark.lake.batch import Batch
 from medspark.lake.derive import drop_where
 from medspark.lake.explode import StageWriter, TaskResult
-from medspark.lake.files import PRIVATE, admitted_paths, batches_of, locate
-from medspark.lake.meetings import JOB, TRUTH, Meeting, linked, meetings_of, orphans, refs_where
+from medspark.lake.files import PRIVATE, admitted, admitted_paths, batches_of, locate
+from medspark.lake.meetings import JOB, PHOTO_NAMES, TRUTH, Meeting, any_of, linked, meetings_of, orphans, refs_where
 from medspark.lake.pixels import PixelReader
 from medspark.lake.session import cores
 from medspark.lake.stage import Stage
@@ -34,6 +34,7 @@ from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rejection, Rows, rejected_rows
 from medspark.tables.work import SourceFile
 
+REFS_TOGETHER = 64  # photos' masks read at once: some MB
 PLANE_BATCH = 16  # planes read at once: a mask band of a large slide may hold some MB
 
 SLICE_COLUMNS = [column.name for column in TABLES["slices"].columns if column.name not in ("header_json", "series_attributes")]
@@ -129,20 +130,23 @@ class Linker:
         filesystem, root, _ = locate(self.lake_uri)
         result = TaskResult(partition)
         stage = StageWriter(filesystem, f"{root}/{PRIVATE}/{self.batch_id}", partition, result)
-        for meeting, source in items:
-            try:
-                watch(source, meeting.unit)
-                for item in self._meet(filesystem, meeting, source):
-                    if isinstance(item, Rejection):
-                        result.rejections.append(item)
-                    elif len(item):
-                        stage.write(item.table, item.to_arrow(self.run_id, self.batch_id))
-                        result.rows[item.table] += len(item)
-                        result.images[f"{meeting.source_id}/{meeting.unit}"] += len(item)
-            except Rejected as error:
-                result.rejections.append(Rejection(source.source_id, source.uri, "link", error.code, error.reason))
-            except Exception as error:
-                result.rejections.append(Rejection(source.source_id, source.uri, "link", "LABEL_FORMAT", unexpected(error)))
+        for together in _together(items):
+            photos = self._photos(filesystem, [meeting for meeting, _ in together]) if together[0][0].shard else None
+            for meeting, source in together:
+                try:
+                    watch(source, meeting.unit)
+                    found = self._meet(filesystem, meeting, source) if photos is None else self._meet_photos(photos, meeting, source, watch)
+                    for item in found:
+                        if isinstance(item, Rejection):
+                            result.rejections.append(item)
+                        elif len(item):
+                            stage.write(item.table, item.to_arrow(self.run_id, self.batch_id))
+                            result.rows[item.table] += len(item)
+                            result.images[f"{meeting.source_id}/{meeting.unit}"] += len(item)
+                except Rejected as error:
+                    result.rejections.append(Rejection(source.source_id, source.uri, "link", error.code, error.reason))
+                except Exception as error:
+                    result.rejections.append(Rejection(source.source_id, source.uri, "link", "LABEL_FORMAT", unexpected(error)))
         stage.close()
         yield result
 
@@ -169,6 +173,68 @@ class Linker:
         yield from link_slices(
             series[0] if len(series) == 1 else None, slices, only, regions, planes, values, source, self.ids, self.settings, self.now
         )
+
+    def _photos(self, filesystem: Any, meetings: Sequence[Meeting]) -> Photos:
+        """Both sides of several meetings at once: a photo's mask is small, and reading each alone would read the whole file each time."""
+        lists = [self.files[f"{meeting.source_id}/{meeting.unit}"] for meeting in meetings]
+        files = {table: sorted({path for one in lists for path in one[table]}) for table in (*TRUTH, "photos", "pixels")}
+        annotations = pc.field("source_id").isin(pa.array(sorted({meeting.source_id for meeting in meetings}), pa.string()))
+        wanted: dict[str, set[str]] = {}
+        for meeting in meetings:
+            for ref in meeting.refs:
+                kind, _, key = ref.partition(":")
+                wanted.setdefault(kind, set()).add(key)
+        named = any_of(wanted, PHOTO_NAMES)
+        assert named is not None  # photos are met by name, path or id alone
+        refs = pc.field("ref_image").isin(pa.array(sorted({ref for meeting in meetings for ref in meeting.refs}), pa.string()))
+        batches = pc.field("batch_id").isin(pa.array(sorted({meeting.batch_id for meeting in meetings}), pa.string()))
+        return Photos(
+            _read(filesystem, "regions", files["regions"], annotations & refs),
+            _read(filesystem, "planes", files["planes"], annotations & refs),
+            _read(filesystem, "photos", files["photos"], batches & named),
+            PixelReader(filesystem, files["pixels"], ""),
+        )
+
+    def _meet_photos(self, photos: Photos, meeting: Meeting, source: SourceFile, watch: tasks.Watcher) -> Iterator[Rows | Rejection]:
+        from medspark.labels.link import link_photos
+
+        def values(image_ids: list[str]) -> Mapping[str, Any]:
+            watch(source, f"{meeting.unit} {image_ids[0]}")
+            return photos.values(image_ids)
+
+        mine = pc.field("source_id") == meeting.source_id
+        shard = (pc.field("batch_id") == meeting.batch_id) & (pc.field("dataset") == meeting.dataset)
+        here = photos.photos.filter(shard & pc.starts_with(pc.field("source_id"), meeting.shard))
+        regions, planes = photos.regions.filter(mine), photos.planes.filter(mine)
+        yield from link_photos(here, regions, planes, values, source, self.ids, self.settings, self.now)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What several meetings of photos have to do with: annotations, photos, and their pixels."""
+
+    regions: pa.Table
+    planes: pa.Table
+    photos: pa.Table
+    values: PixelReader
+
+
+def _together(items: Iterable[tuple[Meeting, SourceFile]]) -> Iterator[list[tuple[Meeting, SourceFile]]]:
+    """Runs of meetings of photos of at most `REFS_TOGETHER` references; every other meeting alone."""
+    run: list[tuple[Meeting, SourceFile]] = []
+    for item in items:
+        refs = sum(len(meeting.refs) for meeting, _ in run)
+        if run and (not item[0].shard or not run[0][0].shard or refs + len(item[0].refs) > REFS_TOGETHER):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
+
+
+def _cost_s(meeting: Meeting) -> float:
+    """Seconds, roughly: slides and series are long, a photo is decoded and measured in some hundredths."""
+    return 0.05 + 0.05 * len(meeting.refs) if meeting.shard else 4.0
 
 
 def _read(filesystem: Any, table: str, files: Sequence[str], where: pc.Expression, columns: list[str] | None = None) -> pa.Table:
@@ -235,7 +301,7 @@ def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequenc
             source = about[names[name].source_id]
             items.append((names[name], SourceFile(source["source_id"], source["uri"], "", source["size_bytes"], source["dataset"])))
         work = Linker(ids, settings, lake.uri, run_id, batch.batch_id, datetime.now(UTC), _file_lists(lake, [names[name] for name in left]))
-        parts = tasks.split(items, lambda item: 4.0, 12.0, cores(lake.spark))
+        parts = tasks.split(items, lambda item: _cost_s(item[0]), 12.0, cores(lake.spark))
         results = tasks.run(lake.spark, tasks.Journal.of(lake, batch.batch_id), parts, work, 10 * settings.guard.decode_s)
         return _commit(lake, batch, run_id, left, names, about, results)
 
@@ -311,8 +377,11 @@ def _unlabelled(lake: Lake, stage: Stage) -> Callable[[pa.Table], pa.Table] | No
 def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, list[str]]]:
     """Per meeting, the files of each table whose statistics admit its rows: tasks then need neither the log nor Spark."""
     lists: dict[str, dict[str, list[str]]] = {}
-    actions = {table: lake.actions(table) for table in ("regions", "planes", "slides", "grids", "tiles", "slices", "series", "pixels")}
+    actions = {
+        table: lake.actions(table) for table in ("regions", "planes", "slides", "grids", "tiles", "slices", "series", "photos", "pixels")
+    }
     series_ids: dict[tuple[str, str], list[str]] = {}
+    of_photos: dict[tuple[str, str], dict[str, list[str]]] = {}
     instances = pa.array(sorted({meeting.series_instance_id for meeting in meetings if meeting.series_instance_id}), pa.string())
     if len(instances):
         rows = lake.read("series", ["dataset", "series_instance_id", "series_id"], pc.field("series_instance_id").isin(instances))
@@ -325,11 +394,28 @@ def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, 
         if meeting.grid_id:
             images = {table: admitted_paths(actions[table], "slide_id", slide) for table in ("slides", "grids", "tiles")}
             images["pixels"] = admitted_paths(actions["pixels"], "parent_id", slide)
+        elif meeting.shard:
+            images = _photo_files(actions, meeting.batch_id, meeting.shard, of_photos)
         else:
             images = {table: admitted_paths(actions[table], "series_id", series) for table in ("slices", "series")}
             images["pixels"] = admitted_paths(actions["pixels"], "parent_id", series)
         lists[f"{meeting.source_id}/{meeting.unit}"] = {**truth, **images}
     return lists
+
+
+def _photo_files(
+    actions: Mapping[str, list[dict[str, Any]]], batch_id: str, shard: str, known: dict[tuple[str, str], dict[str, list[str]]]
+) -> dict[str, list[str]]:
+    """Files of ``photos`` and ``pixels`` that may hold a batch's photos whose ids begin with ``shard``; worked out once for many meetings."""
+    if (batch_id, shard) not in known:
+        files = {}
+        for table in ("photos", "pixels"):
+            of_batch = admitted(actions[table], "batch_id", [batch_id])
+            # An id between shard000... and shardfff...: the file's own bounds are moved to those of the shard.
+            ranged = [{**action, "min.image_id": (action.get("min.image_id") or shard)[: len(shard)]} for action in of_batch]
+            files[table] = admitted_paths(ranged, "image_id", [shard])
+        known[(batch_id, shard)] = files
+    return known[(batch_id, shard)]
 
 
 def settle(lake: Lake, batch_id: str) -> None:
