@@ -32,6 +32,7 @@ _OTHERS = {
     "import_labels reads annotations": (".xml", ".json", ".geojson", ".csv", ".tsv", ".xlsx"),
     "ingest_photos reads photos": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npz", ".npy"),
     "explode_series reads volumes": (".nii", ".nii.gz", ".mha", ".nrrd"),
+    "an archive, and slides are read at any place: unpack it": (".zip",),
     "no image": (".txt", ".md", ".html", ".pdf", ".log", ".ini", ".dat", ".yaml", ".yml", ".toml", ".py", ".sha256", ".md5", ".license"),
 }
 _PRIVATE = {  # fact -> OpenSlide's property, where OpenSlide read the file

@@ -16,12 +16,14 @@ from medspark.tables.rows import Rejection, Rows
 class Member:
     """Where in an archive a file's bytes lie.
 
-    offset : int        of its local header, from the archive's first byte
+    archive : str       its address
+    offset : int        of the member's local header, from the archive's first byte
     packed, size : int  bytes in the archive, and inflated
     method : int        0 stored, 8 deflated
     crc : int           CRC-32 of the inflated bytes
     """
 
+    archive: str
     offset: int
     packed: int
     size: int
@@ -104,7 +106,11 @@ class Watch(Protocol):
 
 
 class Kind(Protocol):
-    """One kind of data: pure functions, no Spark."""
+    """One kind of data: pure functions, no Spark.
+
+    What a kind may have besides: ``fingerprint`` (what changes its rows besides ``sections``), ``batch_sources`` (files of one batch at most),
+    ``archives`` (True: zip files are read member by member), ``listed`` (path, settings) -> the files that a DICOMDIR names.
+    """
 
     job: str
     """Job name, as in the ledger."""
