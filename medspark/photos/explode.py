@@ -68,6 +68,8 @@ def explode(unit: Unit, ids: Ids, settings: Config, watch: Watch, classes: Class
                 with source.opened() as path:
                     for index, photo in read.photos(path, work["formats"][source.source_id], settings.guard):
                         image.add(chunk, index, photo, given)
+                        if unit.images > len(unit.sources):  # pages of a TIFF: each has its own time
+                            watch(source, f"page {index + 1}")
                         if chunk.full:
                             yield from chunk.flush()
         except Exception as error:  # also what no decoder foresaw: it costs what is left of this file, not the others of the unit

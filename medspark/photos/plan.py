@@ -22,7 +22,8 @@ SPLITS = 8  # ... and at most so many units of one array: each inflates all that
 def plan(files: list[SourceFile], ids: Ids, settings: Config, classes: Classes) -> Plan:
     """Units in the order of the sources' ids, so that payload files hold ranges of ids and their statistics prune; subjects that were given.
 
-    Subjects that an image is on its own come with the image. Nothing is locked: photos owe nothing to each other.
+    Subjects that an image is on its own come with the image. Each file is locked: read by two jobs under different options at a time, it
+    would be stored twice.
     """
     units: list[Unit] = []
     subjects: dict[str, dict[str, Any]] = {}
@@ -45,7 +46,8 @@ def plan(files: list[SourceFile], ids: Ids, settings: Config, classes: Classes) 
     if run:
         units.append(_unit(run, spent, classes))
     rows = (Rows.of("subjects", [subjects[key] for key in sorted(subjects)]),) if subjects else ()
-    return Plan(tuple(sorted(units, key=lambda unit: unit.parent_id)), rows)
+    locks = {source.source_id: "photo:" + source.source_id for source in files}
+    return Plan(tuple(sorted(units, key=lambda unit: unit.parent_id)), rows, (), locks)
 
 
 def subject_row(key: str, dataset: str) -> dict[str, Any]:

@@ -315,6 +315,8 @@ def _tiff(page: Any) -> Photo:
     photometric = int(page.photometric)
     if photometric == _PALETTE:
         array = _expanded(array, page.colormap)
+    elif 1 < bits < 8:  # stretched as a PNG of few bits is
+        array = array * np.uint8(255 // ((1 << bits) - 1))
     array = plain(array)
     if photometric == _MINISWHITE and array.dtype.kind == "u":
         array = ((1 << max(bits, 8)) - 1 - array).astype(array.dtype)

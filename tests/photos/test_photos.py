@@ -202,6 +202,13 @@ def test_tiff_greys_palettes_pages_and_turns(tmp_path: Path) -> None:
     Image.fromarray(grey).save(path, tiffinfo={274: 6})
     found, _, _ = one(path)
     assert (found == np.rot90(grey, -1)).all()
+    nibbles = grey.reshape(-1, 2) >> 4
+    packed = (nibbles[:, 0] << 4 | nibbles[:, 1]).astype(np.uint8).tobytes()
+    tags = [(256, 28), (257, 20), (258, 4), (259, 1), (262, 1), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 20), (279, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    few = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed
+    found, photo, _ = one(file(tmp_path, "few.tif", few))
+    assert (found == grey // 16 * 17).all() and photo["bits"] == 8
     bilevel = grey > 127
     path = tmp_path / "bilevel.tif"
     Image.fromarray(bilevel).save(path)
