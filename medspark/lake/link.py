@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 from medspark.config import Config
 from medspark.errors import Rejected, unexpected
 from medspark.keys import Ids
-from medspark.lake import tasks
+from medspark.lake import photo_meetings, tasks
 from medspark.lake.batch import Batch
 from medspark.lake.derive import drop_where
 from medspark.lake.explode import StageWriter, TaskResult
-from medspark.lake.files import PRIVATE, admitted, admitted_paths, batches_of, locate
-from medspark.lake.meetings import JOB, PHOTO_NAMES, TRUTH, Meeting, any_of, linked, meetings_of, orphans, refs_where
+from medspark.lake.files import PRIVATE, admitted_paths, batches_of, locate, read_where
+from medspark.lake.meetings import JOB, TRUTH, Meeting, linked, meetings_of, orphans, refs_where
 from medspark.lake.pixels import PixelReader
 from medspark.lake.session import cores
 from medspark.lake.stage import Stage
@@ -34,7 +34,6 @@ from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rejection, Rows, rejected_rows
 from medspark.tables.work import SourceFile
 
-REFS_TOGETHER = 64  # photos' masks read at once: some MB
 PLANE_BATCH = 16  # planes read at once: a mask band of a large slide may hold some MB
 
 SLICE_COLUMNS = [column.name for column in TABLES["slices"].columns if column.name not in ("header_json", "series_attributes")]
@@ -130,8 +129,8 @@ class Linker:
         filesystem, root, _ = locate(self.lake_uri)
         result = TaskResult(partition)
         stage = StageWriter(filesystem, f"{root}/{PRIVATE}/{self.batch_id}", partition, result)
-        for together in _together(items):
-            photos = self._photos(filesystem, [meeting for meeting, _ in together]) if together[0][0].shard else None
+        for together in photo_meetings.together(items):
+            photos = self._photos(filesystem, together) if together[0][0].shard else None
             for meeting, source in together:
                 try:
                     watch(source, meeting.unit)
@@ -155,47 +154,32 @@ class Linker:
 
         files = self.files[f"{meeting.source_id}/{meeting.unit}"]
         mine = _belongs(meeting)
-        regions = _read(filesystem, "regions", files["regions"], mine)
+        regions = read_where(filesystem, "regions", files["regions"], mine)
         planes = _stream_planes(filesystem, files["planes"], mine)
         values = PixelReader(filesystem, files["pixels"], meeting.slide_id)
         if meeting.grid_id:
-            slide = _read(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
-            grid = _read(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
-            tiles = _read(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
+            slide = read_where(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
+            grid = read_where(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
+            tiles = read_where(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
             regions = _to_level_0(regions, slide)
             yield from link_tiles(slide, grid, tiles, regions, planes, values, source, self.ids, self.settings, self.now)
             return
         where = (pc.field("series_instance_id") == meeting.series_instance_id) & (pc.field("dataset") == meeting.dataset)
-        slices = _read(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
+        slices = read_where(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
         only = set(slices.filter(pc.equal(slices.column("batch_id"), meeting.batch_id)).column("image_id").to_pylist())
-        series = _read(filesystem, "series", files["series"], where).to_pylist()
+        series = read_where(filesystem, "series", files["series"], where).to_pylist()
         values = PixelReader(filesystem, files["pixels"], "")
         yield from link_slices(
             series[0] if len(series) == 1 else None, slices, only, regions, planes, values, source, self.ids, self.settings, self.now
         )
 
-    def _photos(self, filesystem: Any, meetings: Sequence[Meeting]) -> Photos:
-        """Both sides of several meetings at once: a photo's mask is small, and reading each alone would read the whole file each time."""
-        lists = [self.files[f"{meeting.source_id}/{meeting.unit}"] for meeting in meetings]
-        files = {table: sorted({path for one in lists for path in one[table]}) for table in (*TRUTH, "photos", "pixels")}
-        annotations = pc.field("source_id").isin(pa.array(sorted({meeting.source_id for meeting in meetings}), pa.string()))
-        wanted: dict[str, set[str]] = {}
-        for meeting in meetings:
-            for ref in meeting.refs:
-                kind, _, key = ref.partition(":")
-                wanted.setdefault(kind, set()).add(key)
-        named = any_of(wanted, PHOTO_NAMES)
-        assert named is not None  # photos are met by name, path or id alone
-        refs = pc.field("ref_image").isin(pa.array(sorted({ref for meeting in meetings for ref in meeting.refs}), pa.string()))
-        batches = pc.field("batch_id").isin(pa.array(sorted({meeting.batch_id for meeting in meetings}), pa.string()))
-        return Photos(
-            _read(filesystem, "regions", files["regions"], annotations & refs),
-            _read(filesystem, "planes", files["planes"], annotations & refs),
-            _read(filesystem, "photos", files["photos"], batches & named),
-            PixelReader(filesystem, files["pixels"], ""),
-        )
+    def _photos(self, filesystem: Any, together: Sequence[tuple[Meeting, SourceFile]]) -> photo_meetings.Photos:
+        meetings = [meeting for meeting, _ in together]
+        return photo_meetings.Photos.read(filesystem, meetings, [self.files[f"{one.source_id}/{one.unit}"] for one in meetings])
 
-    def _meet_photos(self, photos: Photos, meeting: Meeting, source: SourceFile, watch: tasks.Watcher) -> Iterator[Rows | Rejection]:
+    def _meet_photos(
+        self, photos: photo_meetings.Photos, meeting: Meeting, source: SourceFile, watch: tasks.Watcher
+    ) -> Iterator[Rows | Rejection]:
         from medspark.labels.link import link_photos
 
         def values(image_ids: list[str]) -> Mapping[str, Any]:
@@ -209,44 +193,9 @@ class Linker:
         yield from link_photos(here, regions, planes, values, source, self.ids, self.settings, self.now)
 
 
-@dataclass(frozen=True)
-class Photos:
-    """What several meetings of photos have to do with: annotations, photos, and their pixels."""
-
-    regions: pa.Table
-    planes: pa.Table
-    photos: pa.Table
-    values: PixelReader
-
-
-def _together(items: Iterable[tuple[Meeting, SourceFile]]) -> Iterator[list[tuple[Meeting, SourceFile]]]:
-    """Runs of meetings of photos of at most `REFS_TOGETHER` references; every other meeting alone."""
-    run: list[tuple[Meeting, SourceFile]] = []
-    for item in items:
-        refs = sum(len(meeting.refs) for meeting, _ in run)
-        if run and (not item[0].shard or not run[0][0].shard or refs + len(item[0].refs) > REFS_TOGETHER):
-            yield run
-            run = []
-        run.append(item)
-    if run:
-        yield run
-
-
 def _cost_s(meeting: Meeting) -> float:
     """Seconds, roughly: slides and series are long, a photo is decoded and measured in some hundredths."""
     return 0.05 + 0.05 * len(meeting.refs) if meeting.shard else 4.0
-
-
-def _read(filesystem: Any, table: str, files: Sequence[str], where: pc.Expression, columns: list[str] | None = None) -> pa.Table:
-    import pyarrow.dataset as pads
-
-    schema = TABLES[table].arrow()
-    if not files:
-        return (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
-    dataset = pads.dataset(
-        list(files), schema=pa.schema([field.with_nullable(True) for field in schema]), format="parquet", filesystem=filesystem
-    )
-    return dataset.to_table(columns=columns, filter=where)
 
 
 def _belongs(meeting: Meeting) -> pc.Expression:
@@ -395,27 +344,12 @@ def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, 
             images = {table: admitted_paths(actions[table], "slide_id", slide) for table in ("slides", "grids", "tiles")}
             images["pixels"] = admitted_paths(actions["pixels"], "parent_id", slide)
         elif meeting.shard:
-            images = _photo_files(actions, meeting.batch_id, meeting.shard, of_photos)
+            images = photo_meetings.files_of(actions, meeting.batch_id, meeting.shard, of_photos)
         else:
             images = {table: admitted_paths(actions[table], "series_id", series) for table in ("slices", "series")}
             images["pixels"] = admitted_paths(actions["pixels"], "parent_id", series)
         lists[f"{meeting.source_id}/{meeting.unit}"] = {**truth, **images}
     return lists
-
-
-def _photo_files(
-    actions: Mapping[str, list[dict[str, Any]]], batch_id: str, shard: str, known: dict[tuple[str, str], dict[str, list[str]]]
-) -> dict[str, list[str]]:
-    """Files of ``photos`` and ``pixels`` that may hold a batch's photos whose ids begin with ``shard``; worked out once for many meetings."""
-    if (batch_id, shard) not in known:
-        files = {}
-        for table in ("photos", "pixels"):
-            of_batch = admitted(actions[table], "batch_id", [batch_id])
-            # An id between shard000... and shardfff...: the file's own bounds are moved to those of the shard.
-            ranged = [{**action, "min.image_id": (action.get("min.image_id") or shard)[: len(shard)]} for action in of_batch]
-            files[table] = admitted_paths(ranged, "image_id", [shard])
-        known[(batch_id, shard)] = files
-    return known[(batch_id, shard)]
 
 
 def settle(lake: Lake, batch_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_damage_in_the_middle_costs_the_file_before_any_image(tmp_path: Path) ->
     rows, (rejection,), _ = phantom.ingest([path])
     assert not rows.get("photos")
     assert rejection.code == "PHOTO_UNREADABLE"
+
+
+def test_an_array_is_never_in_memory_whole(tmp_path: Path) -> None:
+    path = npz(tmp_path / "a.npz", images=np.zeros((64, 1024, 1024), np.uint8))
+    (part,) = arrays.parts(str(path), Guard())
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in arrays.images(str(path), part, 0, part.count))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 64
+    assert peak < 8 << 20, f"{peak} bytes for images of 1 MB each"
 
 
 def test_units_of_an_array_cover_it_once() -> None:
