@@ -85,6 +85,24 @@ class Ids:
     def subject(self, domain: str, patient_id: str) -> str:
         return _remembered(self.key, "subject", domain, patient_id)
 
+    def label_row(
+        self,
+        target_id: str,
+        label: str,
+        instance_key: str | None,
+        source: str,
+        annotator: str | None,
+        number: int,
+        source_id: str,
+        role: str = "positive",
+    ) -> str:
+        """Key of a row of ``labels``. ``number``: its round.
+
+        A label that is drawn both as positive and as another role on one image makes two rows: only then must the role tell them apart.
+        """
+        identity = (target_id, label, instance_key or "", source, annotator or "", number, source_id)
+        return self.digest("label_row", *identity, *(() if role == "positive" else (role,)))
+
     def annotator(self, name: str) -> str:
         return self.digest("annotator", name)
 

@@ -41,7 +41,7 @@ def row(action: argparse.Action) -> str:
     elif action.default in (None, "", False, []):
         default = ""
     else:
-        default = f"`{action.default}`"
+        default = f"`{action.default}`".replace("|", "\\|")
     return f"| `{action.option_strings[-1]}{value}` | {default} | {action.help} |"
 
 

@@ -17,7 +17,7 @@ from medspark.labels.codebook import Codebook, read_codebook
 from medspark.labels.formats import FORMATS, reader
 from medspark.labels.formats.sniff import sniff
 from medspark.labels.pairs import Pairs, read_pairs
-from medspark.labels.regions import Context, MaskPlane, Region
+from medspark.labels.regions import Context, Item, MaskPlane, Region
 from medspark.tables.catalog import REGIONS
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import Plan, SourceFile, Unit, Watch
@@ -41,6 +41,7 @@ class LabelsKind:
     job: str = "import_labels"
     source_kind: str = "annotation"
     sections: tuple[str, ...] = ("labels", "deid")
+    archives: bool = True
 
     @property
     def fingerprint(self) -> str:
@@ -71,7 +72,7 @@ class LabelsKind:
         n_bytes = index = n_bad = 0
         bad: Rejected | None = None
         try:
-            for item in reader(name)(source.path, context):
+            for item in _items(source, name, context):
                 if isinstance(item, Rejected):
                     n_bad, bad = n_bad + 1, item
                     if n_bad <= MAX_REJECTIONS:
@@ -125,6 +126,11 @@ def labels_kind(
 
 LABELS = LabelsKind()
 """``import_labels`` without options."""
+
+
+def _items(source: SourceFile, name: str, context: Context) -> Iterator[Item]:
+    with source.opened() as path:
+        yield from reader(name)(path, context)
 
 
 def rings_array(rings: Sequence[tuple[np.ndarray, ...]]) -> pa.Array:

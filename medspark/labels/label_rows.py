@@ -198,11 +198,9 @@ class LabelRows:
 
     def add(self, group: Group, target: str, target_id: str, owner: Mapping[str, Any], **rest: Any) -> None:
         """One row. ``owner``: dataset, subject_key, parent_id of the target."""
-        # A label that is drawn both as positive and as another role on one image makes two rows: only then must the role tell them apart.
-        role = () if group.role == "positive" else (group.role,)
-        identity = (target_id, group.label, group.instance_key or "", SOURCE, group.annotator or "", ROUND, self.source.source_id, *role)
+        identity = (target_id, group.label, group.instance_key, SOURCE, group.annotator, ROUND, self.source.source_id, group.role)
         record: dict[str, Any] = {
-            "label_row_id": self.ids.digest("label_row", *identity),
+            "label_row_id": self.ids.label_row(*identity),
             "target": target,
             "target_id": target_id,
             "image_id": target_id if target == "image" else None,

@@ -44,9 +44,13 @@ def only(rows: Rows, parents: set[str], subjects: set[str]) -> Rows:
 
 
 def with_known(lake: Lake, job: str, units: Sequence[Unit]) -> list[Unit]:
-    """Units of series get the ids and hashes of the images that the lake already has of their series: ``work["known"]``."""
-    if job != "explode_series":
-        return list(units)
+    """Units get the images that the lake already has of their series (ids and hashes) or photos (ids): ``work["known"]``."""
+    if job == "explode_series":
+        return _with_known_slices(lake, units)
+    return _with_known_photos(lake, units) if job == "ingest_photos" else list(units)
+
+
+def _with_known_slices(lake: Lake, units: Sequence[Unit]) -> list[Unit]:
     known: dict[str, dict[str, str]] = {}
     instances = {unit.parent_id for unit in units}
     slices = existing_slices(lake, instances, ["image_id", "pixel_hash", "series_instance_id"])
@@ -56,6 +60,24 @@ def with_known(lake: Lake, job: str, units: Sequence[Unit]) -> list[Unit]:
         dataclasses.replace(unit, work={**(unit.work or {}), "known": known[unit.parent_id]}) if unit.parent_id in known else unit
         for unit in units
     ]
+
+
+def _with_known_photos(lake: Lake, units: Sequence[Unit]) -> list[Unit]:
+    """A photo is met again when it is read under other settings (other classes); the ledger says first whether there is any."""
+    wanted = pa.array(sorted({source.source_id for unit in units for source in unit.sources}), pa.string())
+    before = pc.field("source_id").isin(wanted) & (pc.field("job") == "ingest_photos") & (pc.field("n_images") > 0)
+    again = lake.read("sources", ["source_id"], before).column(0).unique()
+    if not len(again):
+        return list(units)
+    known: dict[str, list[str]] = {}
+    paths = admitted_paths(lake.actions("photos"), "source_id", again.to_pylist())
+    for row in lake.read("photos", ["source_id", "image_id"], pc.field("source_id").isin(again), paths).to_pylist():
+        known.setdefault(row["source_id"], []).append(row["image_id"])
+    found = []
+    for unit in units:
+        mine = [image_id for source in unit.sources for image_id in known.get(source.source_id, ())]
+        found.append(dataclasses.replace(unit, work={**unit.work, "known": mine}) if mine else unit)
+    return found
 
 
 def existing_slices(lake: Lake, instances: Iterable[str], columns: Sequence[str]) -> pa.Table:

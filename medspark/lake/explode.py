@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ from medspark.lake.scan import local_copy
 from medspark.lake.tasks import Watcher
 from medspark.tables.catalog import PIXELS, TABLES
 from medspark.tables.rows import Rejection, Rows
-from medspark.tables.work import Kind, Unit
+from medspark.tables.work import Kind, SourceFile, Unit
 
 GROUP_BYTES = 3 << 20  # row groups of 2 to 4 MB: a reader fetches 8 to 16 CT slices or some 256 tiles at once
 FILE_BYTES = 256 << 20  # payload files of 128 to 512 MB
@@ -203,11 +204,18 @@ class Exploder:
 
 
 def _local(unit: Unit, copies: ExitStack) -> Unit:
-    """The unit with its remote sources brought to this machine for as long as it is worked on."""
-    if all(source.uri.startswith("file://") for source in unit.sources):
+    """The unit with its remote sources brought to this machine for as long as it is worked on, and members of archives when they are opened."""
+    if all(source.uri.startswith("file://") and source.member is None for source in unit.sources):
         return unit
-    brought = tuple(dataclasses.replace(source, path=copies.enter_context(local_copy(source.uri))) for source in unit.sources)
-    return dataclasses.replace(unit, sources=brought)
+    return dataclasses.replace(unit, sources=tuple(_near(source, copies) for source in unit.sources))
+
+
+def _near(source: SourceFile, copies: ExitStack) -> SourceFile:
+    if (
+        source.member is not None
+    ):  # one at a time: a unit's members together may be larger than memory, and more than a process may hold open
+        return dataclasses.replace(source, bring=partial(local_copy, source))
+    return dataclasses.replace(source, path=copies.enter_context(local_copy(source)))
 
 
 def with_checksums(rows: Rows) -> Rows:

@@ -19,8 +19,8 @@ from medspark.labels.export import coco, geojson, nifti, png, seg, values
 from medspark.labels.export.rows import Mask, Reader, by_reader, suffix
 from medspark.labels.export.stitch import Canvas
 from medspark.lake.export_files import Lists, replaced
-from medspark.lake.files import admitted_paths, locate
-from medspark.lake.link import read_rows, to_level_0
+from medspark.lake.files import admitted_paths, locate, read_where
+from medspark.lake.link import to_level_0
 
 
 @dataclass
@@ -185,7 +185,7 @@ class Exporter:
         refs += [f"sop:{uid}#0" for uid in slide["level_instance_ids"] or ()]
         where = pc.field("source_id").isin(pa.array(sources)) & pc.field("ref_image").isin(pa.array(refs))
         filesystem, _, _ = locate(self.lake_uri)
-        return to_level_0(read_rows(filesystem, "regions", files, where), slide)
+        return to_level_0(read_where(filesystem, "regions", files, where), slide)
 
 
 @dataclass(frozen=True)

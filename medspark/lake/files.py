@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from medspark.errors import BadRequest
+from medspark.tables.catalog import TABLES
 
 STRING_STATISTICS = 32  # Delta cuts strings in statistics at this length
 INDEXED_COLUMNS = 32  # Delta gathers statistics on the first 32 columns; the catalogue puts keys there
@@ -129,6 +132,17 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str, str]:
 def storage_options(uri: str) -> dict[str, str] | None:
     """What deltalake needs to open the lake; credentials come from the environment, as for Arrow."""
     return None if "://" not in uri else {}
+
+
+def read_where(
+    filesystem: pafs.FileSystem, table: str, files: Sequence[str], where: pc.Expression, columns: list[str] | None = None
+) -> pa.Table:
+    """The rows of a table's files that meet a condition, in the table's schema; for tasks, which know files and no log."""
+    schema = TABLES[table].arrow()
+    if not files:
+        return (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
+    nullable = pa.schema([field.with_nullable(True) for field in schema])
+    return pads.dataset(list(files), schema=nullable, format="parquet", filesystem=filesystem).to_table(columns=columns, filter=where)
 
 
 def batches_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -31,7 +31,7 @@ from medspark.lake import derive, link, meetings, tasks
 from medspark.lake.batch import Batch, recover_dead
 from medspark.lake.explode import Exploder, TaskResult
 from medspark.lake.files import PRIVATE
-from medspark.lake.scan import Found, Ledger, Scanned, cuts_before, reader, resolve, to_path, walk
+from medspark.lake.scan import Found, Ledger, Scanned, cuts_before, opened_up, reader, resolve, to_path, walk, with_listed
 from medspark.lake.session import cores
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
@@ -176,7 +176,8 @@ class Ingest:
         batch: list[Found] = []
         size = 0
         most = min(self.settings.ingest.batch_sources, getattr(self.kind, "batch_sources", self.settings.ingest.batch_sources))
-        for found in walk(folders, files, self.lake.spark):
+        given = with_listed(files, self.kind, self.settings)
+        for found in opened_up(walk(folders, given, self.lake.spark), self.kind, self.settings.guard):
             if ledger.knows(dataset, found):
                 self.summary.skipped += 1
                 continue
@@ -184,7 +185,7 @@ class Ingest:
                 yield batch
                 batch, size = [], 0
             batch.append(found)
-            size += found.size
+            size += found.load
         if batch:
             yield batch
 
@@ -202,7 +203,7 @@ class Ingest:
         if self.request.dry_run:
             self._dry(sources, plan)
             return
-        self._check_space(sum(one.size for one in found))
+        self._check_space(sum(one.load for one in found))
         batch = Batch(self.lake, self.run_id, self.kind.job, self.fingerprint, self.settings.ingest.lease_s, self._finisher())
         if self.request.retry_rejected:
             derive.forget_rejected(self.lake, sources, self.kind.job, self.fingerprint)
@@ -254,19 +255,27 @@ class Ingest:
         domain = self.request.subject_domain or dataset
         return [
             SourceFile(
-                source_id, one.found.uri, to_path(one.found.uri), one.found.size, dataset, one.header, self._subject(one.found.uri), domain
+                source_id,
+                one.found.uri,
+                to_path(one.found.uri),
+                one.found.size,
+                dataset,
+                one.header,
+                self._subject(one.found.uri),
+                domain,
+                one.found.member,
             )
             for source_id, one in sources.items()
-            if one.header is not None
+            if one.header is not None and not one.found.archive
         ]
 
     def _subject(self, uri: str) -> str | None:
         path = to_path(uri)
-        for name in (path, uri, os.path.basename(path)):
+        for name in (path, uri, names.basename(path)):
             if name in self.request.subjects:
                 return self.request.subjects[name]
         if self.request.subject_pattern:
-            match = re.search(self.request.subject_pattern, os.path.basename(path))
+            match = re.search(self.request.subject_pattern, names.basename(path))
             if match:
                 return match.group(1)
         return None
@@ -382,7 +391,7 @@ class Ingest:
         said = self.summary.extra.setdefault("plan", Counter())
         said["sources"] += len(sources)
         said["images"] += sum(unit.images for unit in plan.units)
-        said["bytes"] += sum(one.found.size for one in sources.values())
+        said["bytes"] += sum(one.found.load for one in sources.values())
         said["partitions"] += len(tasks.split(plan.units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark)))
         self.summary.rejected += sum(1 for one in sources.values() if one.code) + len(plan.rejections)
 

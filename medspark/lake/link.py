@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from medspark.config import Config
 from medspark.errors import Rejected, unexpected
 from medspark.keys import Ids
-from medspark.lake import tasks
+from medspark.lake import photo_meetings, tasks
 from medspark.lake.batch import Batch
 from medspark.lake.derive import drop_where
 from medspark.lake.explode import StageWriter, TaskResult
-from medspark.lake.files import PRIVATE, admitted_paths, batches_of, locate
+from medspark.lake.files import PRIVATE, admitted_paths, batches_of, locate, read_where
 from medspark.lake.meetings import JOB, TRUTH, Meeting, linked, meetings_of, orphans, refs_where
 from medspark.lake.pixels import PixelReader
 from medspark.lake.session import cores
@@ -49,17 +49,32 @@ def link(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str) -> 
 
 
 def supersede(lake: Lake, batch_id: str) -> None:
-    """An annotation file imported again under other settings (classes, pairs) replaces what it said before: its regions, planes, labels.
+    """A file read again under other settings replaces what it said before: an annotation's regions, planes and labels, a photo's classes.
 
     The old ledger rows go last, so that after a kill in between the rest is done again.
     """
-    if not lake.exists("regions"):
-        return
-    ledger = lake.read("sources", ["source_id", "job", "batch_id"], pc.field("job") == "import_labels").to_pylist()
-    mine = {row["source_id"] for row in ledger if row["batch_id"] == batch_id}
-    again = sorted({row["source_id"] for row in ledger if row["source_id"] in mine and row["batch_id"] != batch_id})
-    if not again:
-        return
+    if lake.exists("regions"):
+        again = _again(lake, "import_labels", batch_id)
+        if again:
+            _supersede_annotations(lake, batch_id, again)
+    if lake.exists("photos"):
+        again = _again(lake, "ingest_photos", batch_id)
+        if again:
+            _supersede_photos(lake, batch_id, again)
+
+
+def _again(lake: Lake, job: str, batch_id: str) -> list[str]:
+    """Sources of a batch that an earlier batch of the same job closed under other settings."""
+    ledger = lake.read("sources", ["source_id", "batch_id"], pc.field("job") == job)
+    batches = ledger.column("batch_id")
+    mine = ledger.filter(pc.equal(batches, batch_id)).column("source_id").unique()
+    if not len(mine):
+        return []
+    others = ledger.filter(pc.and_(pc.not_equal(batches, batch_id), pc.is_in(ledger.column("source_id"), value_set=mine)))
+    return sorted(others.column("source_id").unique().to_pylist())
+
+
+def _supersede_annotations(lake: Lake, batch_id: str, again: Sequence[str]) -> None:
     whose = pc.field("source_id").isin(pa.array(again, pa.string()))
     for table in ("labels", "rejected", *TRUTH):
         old = whose if table == "labels" else whose & (pc.field("batch_id") != batch_id)
@@ -68,6 +83,31 @@ def supersede(lake: Lake, batch_id: str) -> None:
     lake.rewrite(
         "sources", drop_where(whose & (pc.field("job") == "import_labels") & (pc.field("batch_id") != batch_id)), "source_id", again
     )
+
+
+def _supersede_photos(lake: Lake, batch_id: str, again: Sequence[str]) -> None:
+    """The photo and its pixels stay with the batch that brought them; the new ledger row takes over how many they are."""
+    whose = pc.field("source_id").isin(pa.array(again, pa.string()))
+    old = whose & (pc.field("batch_id") != batch_id)
+    for table in ("labels", "rejected"):
+        lake.rewrite(table, drop_where(old), "source_id", again)
+    mine = old & (pc.field("job") == "ingest_photos")
+    before: dict[str, dict[str, Any]] = {}
+    for row in lake.read("sources", ["source_id", "n_images", "n_rejected", "status"], mine).to_pylist():
+        if row["n_images"] >= before.get(row["source_id"], row)["n_images"]:
+            before[row["source_id"]] = row
+
+    def taken_over(rows: pa.Table) -> pa.Table:
+        records, changed = rows.to_pylist(), False
+        for row in records:
+            was = before.get(row["source_id"])
+            if was and was["n_images"] and row["batch_id"] == batch_id and row["job"] == "ingest_photos" and not row["n_images"]:
+                row.update(n_images=was["n_images"], n_rejected=was["n_rejected"], status=was["status"])
+                changed = True
+        return pa.Table.from_pylist(records, rows.schema) if changed else rows
+
+    lake.rewrite("sources", taken_over, "source_id", again)
+    lake.rewrite("sources", drop_where(mine), "source_id", again)
 
 
 # ---- the work
@@ -89,20 +129,23 @@ class Linker:
         filesystem, root, _ = locate(self.lake_uri)
         result = TaskResult(partition)
         stage = StageWriter(filesystem, f"{root}/{PRIVATE}/{self.batch_id}", partition, result)
-        for meeting, source in items:
-            try:
-                watch(source, meeting.unit)
-                for item in self._meet(filesystem, meeting, source):
-                    if isinstance(item, Rejection):
-                        result.rejections.append(item)
-                    elif len(item):
-                        stage.write(item.table, item.to_arrow(self.run_id, self.batch_id))
-                        result.rows[item.table] += len(item)
-                        result.images[f"{meeting.source_id}/{meeting.unit}"] += len(item)
-            except Rejected as error:
-                result.rejections.append(Rejection(source.source_id, source.uri, "link", error.code, error.reason))
-            except Exception as error:
-                result.rejections.append(Rejection(source.source_id, source.uri, "link", "LABEL_FORMAT", unexpected(error)))
+        for together in photo_meetings.together(items):
+            photos = self._photos(filesystem, together) if together[0][0].shard else None
+            for meeting, source in together:
+                try:
+                    watch(source, meeting.unit)
+                    found = self._meet(filesystem, meeting, source) if photos is None else self._meet_photos(photos, meeting, source, watch)
+                    for item in found:
+                        if isinstance(item, Rejection):
+                            result.rejections.append(item)
+                        elif len(item):
+                            stage.write(item.table, item.to_arrow(self.run_id, self.batch_id))
+                            result.rows[item.table] += len(item)
+                            result.images[f"{meeting.source_id}/{meeting.unit}"] += len(item)
+                except Rejected as error:
+                    result.rejections.append(Rejection(source.source_id, source.uri, "link", error.code, error.reason))
+                except Exception as error:
+                    result.rejections.append(Rejection(source.source_id, source.uri, "link", "LABEL_FORMAT", unexpected(error)))
         stage.close()
         yield result
 
@@ -111,36 +154,48 @@ class Linker:
 
         files = self.files[f"{meeting.source_id}/{meeting.unit}"]
         mine = _belongs(meeting)
-        regions = read_rows(filesystem, "regions", files["regions"], mine)
+        regions = read_where(filesystem, "regions", files["regions"], mine)
         planes = _stream_planes(filesystem, files["planes"], mine)
         values = PixelReader(filesystem, files["pixels"], meeting.slide_id)
         if meeting.grid_id:
-            slide = read_rows(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
-            grid = read_rows(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
-            tiles = read_rows(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
+            slide = read_where(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
+            grid = read_where(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
+            tiles = read_where(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
             regions = to_level_0(regions, slide)
             yield from link_tiles(slide, grid, tiles, regions, planes, values, source, self.ids, self.settings, self.now)
             return
         where = (pc.field("series_instance_id") == meeting.series_instance_id) & (pc.field("dataset") == meeting.dataset)
-        slices = read_rows(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
+        slices = read_where(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
         only = set(slices.filter(pc.equal(slices.column("batch_id"), meeting.batch_id)).column("image_id").to_pylist())
-        series = read_rows(filesystem, "series", files["series"], where).to_pylist()
+        series = read_where(filesystem, "series", files["series"], where).to_pylist()
         values = PixelReader(filesystem, files["pixels"], "")
         yield from link_slices(
             series[0] if len(series) == 1 else None, slices, only, regions, planes, values, source, self.ids, self.settings, self.now
         )
 
+    def _photos(self, filesystem: Any, together: Sequence[tuple[Meeting, SourceFile]]) -> photo_meetings.Photos:
+        meetings = [meeting for meeting, _ in together]
+        return photo_meetings.Photos.read(filesystem, meetings, [self.files[f"{one.source_id}/{one.unit}"] for one in meetings])
 
-def read_rows(filesystem: Any, table: str, files: Sequence[str], where: pc.Expression, columns: list[str] | None = None) -> pa.Table:
-    import pyarrow.dataset as pads
+    def _meet_photos(
+        self, photos: photo_meetings.Photos, meeting: Meeting, source: SourceFile, watch: tasks.Watcher
+    ) -> Iterator[Rows | Rejection]:
+        from medspark.labels.link import link_photos
 
-    schema = TABLES[table].arrow()
-    if not files:
-        return (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
-    dataset = pads.dataset(
-        list(files), schema=pa.schema([field.with_nullable(True) for field in schema]), format="parquet", filesystem=filesystem
-    )
-    return dataset.to_table(columns=columns, filter=where)
+        def values(image_ids: list[str]) -> Mapping[str, Any]:
+            watch(source, f"{meeting.unit} {image_ids[0]}")
+            return photos.values(image_ids)
+
+        mine = pc.field("source_id") == meeting.source_id
+        shard = (pc.field("batch_id") == meeting.batch_id) & (pc.field("dataset") == meeting.dataset)
+        here = photos.photos.filter(shard & pc.starts_with(pc.field("source_id"), meeting.shard))
+        regions, planes = photos.regions.filter(mine), photos.planes.filter(mine)
+        yield from link_photos(here, regions, planes, values, source, self.ids, self.settings, self.now)
+
+
+def _cost_s(meeting: Meeting) -> float:
+    """Seconds, roughly: slides and series are long, a photo is decoded and measured in some hundredths."""
+    return 0.05 + 0.05 * len(meeting.refs) if meeting.shard else 4.0
 
 
 def _belongs(meeting: Meeting) -> pc.Expression:
@@ -195,7 +250,7 @@ def _work(lake: Lake, ids: Ids, settings: Config, run_id: str, meetings: Sequenc
             source = about[names[name].source_id]
             items.append((names[name], SourceFile(source["source_id"], source["uri"], "", source["size_bytes"], source["dataset"])))
         work = Linker(ids, settings, lake.uri, run_id, batch.batch_id, datetime.now(UTC), _file_lists(lake, [names[name] for name in left]))
-        parts = tasks.split(items, lambda item: 4.0, 12.0, cores(lake.spark))
+        parts = tasks.split(items, lambda item: _cost_s(item[0]), 12.0, cores(lake.spark))
         results = tasks.run(lake.spark, tasks.Journal.of(lake, batch.batch_id), parts, work, 10 * settings.guard.decode_s)
         return _commit(lake, batch, run_id, left, names, about, results)
 
@@ -271,8 +326,11 @@ def _unlabelled(lake: Lake, stage: Stage) -> Callable[[pa.Table], pa.Table] | No
 def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, list[str]]]:
     """Per meeting, the files of each table whose statistics admit its rows: tasks then need neither the log nor Spark."""
     lists: dict[str, dict[str, list[str]]] = {}
-    actions = {table: lake.actions(table) for table in ("regions", "planes", "slides", "grids", "tiles", "slices", "series", "pixels")}
+    actions = {
+        table: lake.actions(table) for table in ("regions", "planes", "slides", "grids", "tiles", "slices", "series", "photos", "pixels")
+    }
     series_ids: dict[tuple[str, str], list[str]] = {}
+    of_photos: dict[tuple[str, str], dict[str, list[str]]] = {}
     instances = pa.array(sorted({meeting.series_instance_id for meeting in meetings if meeting.series_instance_id}), pa.string())
     if len(instances):
         rows = lake.read("series", ["dataset", "series_instance_id", "series_id"], pc.field("series_instance_id").isin(instances))
@@ -285,6 +343,8 @@ def _file_lists(lake: Lake, meetings: Sequence[Meeting]) -> dict[str, dict[str, 
         if meeting.grid_id:
             images = {table: admitted_paths(actions[table], "slide_id", slide) for table in ("slides", "grids", "tiles")}
             images["pixels"] = admitted_paths(actions["pixels"], "parent_id", slide)
+        elif meeting.shard:
+            images = photo_meetings.files_of(actions, meeting.batch_id, meeting.shard, of_photos)
         else:
             images = {table: admitted_paths(actions[table], "series_id", series) for table in ("slices", "series")}
             images["pixels"] = admitted_paths(actions["pixels"], "parent_id", series)

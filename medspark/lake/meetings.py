@@ -14,6 +14,10 @@ from medspark.lake.store import Lake
 
 JOB = "link_labels"
 TRUTH = ("regions", "planes")
+SLICE_NAMES = {"sop": ["sop_instance_id"], "name": ["file_token"], "folder": ["folder_token"], "image": ["series_id", "image_id"]}
+PHOTO_NAMES = {"name": ["file_token"], "image": ["source_id", "image_id"]}
+"""Kind of a reference -> columns of ``slices`` and ``photos`` that it may name."""
+SHARD_DIGITS = 1  # a batch's photos in 16 parts: a table of labels for 20,000 photos is then 16 meetings of a minute each
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Meeting:
     """One annotation file and one set of images.
 
     slide_id, grid_id : for slides;  dataset, series_instance_id and batch_id (the slices that this batch brought) : for series
+    dataset, batch_id and shard : for photos, those of a batch whose source_id begins with this digit: one file may annotate very many
     refs : the file's references that name this parent (one file may annotate many images)
     """
 
@@ -45,11 +50,14 @@ class Meeting:
     dataset: str = ""
     series_instance_id: str = ""
     batch_id: str = ""
+    shard: str = ""
     refs: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
-        parts = (self.grid_id, self.dataset, self.series_instance_id, self.batch_id)
+        parts = [self.grid_id, self.dataset, self.series_instance_id, self.batch_id]
+        if self.shard:
+            parts.append("photos:" + self.shard)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -58,6 +66,18 @@ def orphans(lake: Lake, refs: Iterable[Ref]) -> set[str]:
     refs = list(refs)
     images = Images.answering(lake, refs)
     return {ref.source_id for ref in refs if not images.parents(ref)}
+
+
+def any_of(wanted: Mapping[str, set[str]], columns: Mapping[str, list[str]]) -> pc.Expression | None:
+    """Condition on the images' table that the references put; None where none can name an image. A path is looked up by its name."""
+    keys = {kind: set(listed) for kind, listed in wanted.items() if kind in columns}
+    keys.setdefault("name", set()).update(path.split("/")[-1] for path in wanted.get("path", ()))
+    where = None
+    for kind, listed in keys.items():
+        for column in columns[kind] if listed else ():
+            condition = pc.field(column).isin(pa.array(sorted(listed), pa.string()))
+            where = condition if where is None else where | condition
+    return where
 
 
 def refs_in(rows: pa.Table) -> set[Ref]:
@@ -104,6 +124,9 @@ class Images:
         where = images._admits(wanted)
         if where is not None:
             images._slices(where)
+        where = any_of(wanted, PHOTO_NAMES)
+        if where is not None:
+            images._photos(where)
         return images
 
     @classmethod
@@ -113,6 +136,7 @@ class Images:
         mine = pc.field("batch_id") == batch_id
         images._slides(mine)
         images._slices(mine)
+        images._photos(mine)
         return images
 
     def _put(self, kind: str, key: str | None, parent: tuple[str, ...]) -> None:
@@ -139,23 +163,13 @@ class Images:
 
     def _admits(self, wanted: Mapping[str, set[str]]) -> pc.Expression | None:
         """Condition on ``slices`` that the references put; None where none can name a slice."""
-        columns = {"sop": ["sop_instance_id"], "name": ["file_token"], "folder": ["folder_token"], "image": ["series_id", "image_id"]}
-        keys = {kind: set(listed) for kind, listed in wanted.items() if kind in columns}
-        keys.setdefault("name", set()).update(path.split("/")[-1] for path in wanted.get("path", ()))
-        conditions = [
-            pc.field(column).isin(pa.array(sorted(listed), pa.string()))
-            for kind, listed in keys.items()
-            if listed
-            for column in columns[kind]
-        ]
+        where = any_of(wanted, SLICE_NAMES)
         if wanted.get("plane"):
             frames = pc.field("frame_of_reference_id").isin(pa.array(sorted(wanted["plane"]), pa.string()))
             series = self.lake.read("series", ["series_id"], frames) if self.lake.exists("series") else None
             if series is not None and series.num_rows:
-                conditions.append(pc.field("series_id").isin(series.column(0).combine_chunks()))
-        where = None
-        for condition in conditions:
-            where = condition if where is None else where | condition
+                placed = pc.field("series_id").isin(series.column(0).combine_chunks())
+                where = placed if where is None else where | placed
         return where
 
     def _slices(self, where: pc.Expression) -> None:
@@ -179,6 +193,17 @@ class Images:
             self._put("image", row["image_id"], parent)
             self._put("plane", frames.get(row["series_id"]), parent)
 
+    def _photos(self, where: pc.Expression) -> None:
+        if not self.lake.exists("photos"):
+            return
+        for rows in self.lake.scan("photos", ["dataset", "batch_id", "source_id", "image_id", "file_token", "folder_token"], where):
+            for row in rows.to_pylist():
+                parent = ("photo", row["dataset"], row["batch_id"], row["source_id"][:SHARD_DIGITS])
+                self._put("name", row["file_token"], parent)
+                self._put("path", f"{row['folder_token']}/{row['file_token']}", parent)
+                self._put("image", row["source_id"], parent)
+                self._put("image", row["image_id"], parent)
+
     def parents(self, ref: Ref) -> set[tuple[str, ...]]:
         kind, key = ref.key
         found = self.by.get(kind, {}).get(key, set())
@@ -200,6 +225,8 @@ def meetings_of(lake: Lake, batch_id: str) -> list[Meeting]:
         for parent in images.parents(ref):
             if parent[0] == "slide":
                 meeting = Meeting(ref.source_id, slide_id=parent[2], grid_id=parent[3])
+            elif parent[0] == "photo":
+                meeting = Meeting(ref.source_id, dataset=parent[1], batch_id=parent[2], shard=parent[3])
             else:
                 meeting = Meeting(ref.source_id, dataset=parent[1], series_instance_id=parent[2], batch_id=parent[3])
             key = (meeting.source_id, meeting.unit)

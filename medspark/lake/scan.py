@@ -1,11 +1,13 @@
 """scan: what lies under the inputs, what of it is new, and the new files' hashes and headers.
 
 Folders are walked as a stream; past `FANOUT` folders the walk moves into Spark tasks. A file that the ledger knows by (uri, size, time) is
-not read again. New files are hashed and their headers parsed in the task that reads them.
+not read again. New files are hashed and their headers parsed in the task that reads them. An archive is a folder whose members are files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import os
 import tempfile
@@ -19,27 +21,45 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 from pyspark.sql import SparkSession
 
-from medspark.config import Config
+from medspark.config import Config, Guard
 from medspark.errors import BadRequest, Rejected, SkippedSource, unexpected
 from medspark.keys import Ids
+from medspark.lake import archive
 from medspark.lake.files import locate
 from medspark.lake.store import Lake
 from medspark.lake.tasks import Watcher
-from medspark.tables.work import Kind, SourceFile
+from medspark.tables.names import basename
+from medspark.tables.work import Kind, Member, SourceFile
 
 TOGETHER = 8  # batches' worth of files that may become one because they belong together: some 2,000 headers with thumbnails
 FANOUT = 512  # folders waiting to be listed; beyond, listing goes into tasks
 HASH_BLOCK = 1 << 20
+DICOMDIR = "dicomdir"
 HIDDEN = (".", "_")  # hidden files and folders of tools (.DS_Store, _SUCCESS), as Spark and Hadoop leave them out
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file as the listing shows it. ``modified_us``: modification time, microseconds since the epoch."""
+    """A file as the listing shows it.
+
+    uri : str                 ``archive.zip!member`` for a member of an archive
+    modified_us : int         modification time, microseconds since the epoch; of a member its archive's
+    member : Member or None   where it lies, for a member
+    archive : bool            an archive itself: its members stand beside it
+    fault : (code, reason)    why it cannot be read, where the listing knows
+    """
 
     uri: str
     size: int
     modified_us: int
+    member: Member | None = None
+    archive: bool = False
+    fault: tuple[str, str] | None = None
+
+    @property
+    def load(self) -> int:
+        """Bytes that the file adds to a batch; an archive's are its members'."""
+        return 0 if self.archive else self.size
 
 
 @dataclass(frozen=True)
@@ -73,13 +93,13 @@ def cuts_before(
 ) -> bool:
     """Whether a batch ends before ``found``: it is full, and what it holds is whole.
 
-    size : bytes of ``batch``
+    size : load of ``batch``, bytes
     together : what a file must be planned with, by its uri: neighbours of one answer share a batch (DICOM levels of one folder), None for
         a file that stands alone; up to `TOGETHER` times a batch, for a folder may hold anything
     """
-    if len(batch) < most and size + found.size <= most_bytes:
+    if len(batch) < most and size + found.load <= most_bytes:
         return False
-    if together is None or len(batch) >= TOGETHER * most or size + found.size > TOGETHER * most_bytes:
+    if together is None or len(batch) >= TOGETHER * most or size + found.load > TOGETHER * most_bytes:
         return True
     key = together(found.uri)
     return key is None or key != together(batch[-1].uri)
@@ -150,6 +170,64 @@ def walk(folders: Sequence[str], files: Sequence[Found], spark: SparkSession | N
                 yield file
 
 
+def opened_up(files: Iterable[Found], kind: Kind, guard: Guard) -> Iterator[Found]:
+    """The files, archives followed by their members where the kind reads archives.
+
+    The directory of an archive is read at every run: members that an earlier run did not reach, or another job lost, are found again.
+    """
+    if not getattr(kind, "archives", False):
+        yield from files
+        return
+    for found in files:
+        if not archive.is_archive(found.uri):
+            yield found
+            continue
+        fault, members = None, []
+        try:
+            members = archive.entries(found.uri, guard)
+        except Rejected as error:
+            fault = error.code, error.reason
+        except OSError as error:
+            fault = "UNKNOWN_KIND", f"the archive cannot be read ({type(error).__name__})"
+        for entry in members:
+            bad = ("ARCHIVE_MEMBER", entry.reason) if entry.reason else None
+            yield Found(f"{found.uri}!{entry.name}", entry.size, found.modified_us, entry.member, fault=bad)
+        yield dataclasses.replace(found, archive=True, fault=fault)
+
+
+def is_dicomdir(found: Found, kind: Kind) -> bool:
+    return hasattr(kind, "listed") and found.member is None and basename(found.uri).lower() == DICOMDIR
+
+
+def listed_by(found: Found, names: Iterable[tuple[str, ...]]) -> Iterator[Found]:
+    """The files that a DICOMDIR names, those that are not there with a fault. Media mounted elsewhere may have their names in lower case."""
+    base = found.uri[: len(found.uri) - len(basename(found.uri))]
+    for parts in names:
+        uri = base + "/".join(parts)
+        if any(part in (".", "..") or "/" in part or "\0" in part for part in parts):
+            yield Found(uri, 0, found.modified_us, fault=("ARCHIVE_MEMBER", "the DICOMDIR names a place outside of its folder"))
+            continue
+        for candidate in dict.fromkeys((uri, base + "/".join(parts).lower())):
+            filesystem, path, _ = locate(candidate)
+            info = filesystem.get_file_info(path)
+            if info.type == pafs.FileType.File:
+                yield Found(candidate, info.size, (info.mtime_ns or 0) // 1000)
+                break
+        else:
+            yield Found(uri, 0, found.modified_us, fault=("ARCHIVE_MEMBER", "the DICOMDIR names it, and it is not there"))
+
+
+def with_listed(files: Sequence[Found], kind: Kind, settings: Config) -> list[Found]:
+    """Single files of ``--input``, and after each DICOMDIR among them the files that it names and that are there."""
+    found: list[Found] = []
+    for file in files:
+        found.append(file)
+        if is_dicomdir(file, kind):
+            with contextlib.suppress(Exception), local_copy(file) as path:  # whatever is wrong with it: the scan says it, in a task
+                found += [one for one in listed_by(file, kind.listed(path, settings)) if one.fault is None]  # type: ignore[attr-defined]
+    return found
+
+
 class Ledger:
     """What the ledger knows of a job under its settings, as sorted 128-bit digests: 16 bytes a source, 340 MB at 21 million."""
 
@@ -187,8 +265,13 @@ class Ledger:
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[str]:
-    """A local path of the file's bytes: itself, or a temporary copy of a remote one."""
+def local_copy(file: Found | SourceFile) -> Iterator[str]:
+    """A local path of the file's bytes: itself, a temporary copy of a remote one, or a member of an archive brought into memory."""
+    uri = file.uri
+    if file.member is not None:
+        with archive.in_memory(file.member) as path:
+            yield path
+        return
     if uri.startswith("file://"):
         yield to_path(uri)
         return
@@ -204,17 +287,26 @@ def sha256_of(path: str) -> str:
 
 
 def reader(kind: Kind, ids: Ids, settings: Config, dataset: str) -> Callable[[Iterable[Found], Watcher, int], Iterator[Scanned]]:
-    """The work of a scan task: hash, then header. Every file yields exactly one `Scanned`."""
+    """The work of a scan task: hash, then header. Every file yields one `Scanned`; a DICOMDIR also one for each file that it lacks."""
 
     def read(files: Iterable[Found], watch: Watcher, partition: int) -> Iterator[Scanned]:
         for found in files:
             sha256 = ""
             try:
-                with local_copy(found.uri) as path:
+                if found.archive:
+                    sha256 = archive.sha256_of(found.uri)
+                if found.fault is not None:
+                    raise Rejected(*found.fault)
+                if found.archive:
+                    yield Scanned(found, sha256, header={"kind": "archive"})
+                    continue
+                with local_copy(found) as path:
                     sha256 = sha256_of(path)
                     if found.size == 0:
                         raise Rejected("EMPTY_FILE", "the file has 0 bytes")
                     watch(SourceFile(ids.source(dataset, found.uri, sha256), found.uri, path, found.size, dataset), "header")
+                    if is_dicomdir(found, kind):
+                        yield from _missing(found, kind.listed(path, settings))  # type: ignore[attr-defined]
                     yield Scanned(found, sha256, header=kind.scan(path, found.uri, ids, settings))
             except Rejected as error:
                 yield Scanned(found, sha256, code=error.code, message=error.reason)
@@ -228,4 +320,10 @@ def reader(kind: Kind, ids: Ids, settings: Config, dataset: str) -> Callable[[It
     return read
 
 
-__all__ = ["Found", "Ledger", "Scanned", "local_copy", "reader", "resolve", "walk"]
+def _missing(found: Found, names: Iterable[tuple[str, ...]]) -> Iterator[Scanned]:
+    for one in listed_by(found, names):
+        if one.fault is not None:
+            yield Scanned(one, "", code=one.fault[0], message=one.fault[1])
+
+
+__all__ = ["Found", "Ledger", "Scanned", "local_copy", "opened_up", "reader", "resolve", "walk", "with_listed"]

@@ -1,12 +1,11 @@
 """Data sets to stored pixel values, with every bound checked before the memory is taken.
 
 `read_dicom` (from ``files.py``) opens a file, `read_frames` yields its frames, `raw_frames` the compressed frames as
-they were received, `pixel_hash` tells equal arrays from others. What a frame's bytes mean is `medspark.pixels.codestream`'s business.
+they were received. What a frame's bytes mean is `medspark.pixels.codestream`'s business.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ from medspark.pixels.codestream import (
     decode_layout,
     syntax,
 )
+from medspark.pixels.equal import pixel_hash
 from medspark.pixels.samples import Layout, native_samples, significant, to_rgb
 from medspark.series.elements import tag_of
 from medspark.series.files import ENCAPSULATED_PIXELS, FOREIGN_ERRORS, PARSE_ERRORS, PIXEL_TAGS, is_short, read_dicom
@@ -230,18 +230,6 @@ def raw_frames(ds: Dataset) -> Iterator[bytes]:
 def keeps_as_received(ds: Dataset) -> bool:
     """Whether a frame and `Layout.params` are enough to decode it: compressed, and no palette that only the header holds."""
     return syntax_of(ds).encapsulated and text_of(ds, _PHOTOMETRIC) != "PALETTE COLOR"
-
-
-def pixel_hash(array: np.ndarray) -> str:
-    """32 hex digits of dtype, shape and little-endian C-order bytes: equal pixels, equal hash, whatever the transfer syntax.
-
-    The dtype belongs to it and is the header's (BitsAllocated, PixelRepresentation), never a decoder's: int16 and uint16 arrays of
-    equal numbers are different pixels here, because a reader sees different types.
-    """
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    digest = hashlib.sha256(f"{little.dtype.str}{little.shape}".encode())
-    digest.update(little.data)
-    return digest.hexdigest()[:32]
 
 
 def _pixel_data(ds: Dataset) -> tuple[BaseTag, Any, bytes]:

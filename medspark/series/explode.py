@@ -82,7 +82,8 @@ def _explode_file(
     doubled = {"DUPLICATE": 0, "SOP_CONFLICT": 0}
     try:
         watch(source, "header")
-        head = open_head(source.path, settings)
+        with source.opened() as path:
+            head = open_head(path, settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what pydicom warns of is told by codes and verdicts
             check_image(head, settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 from medspark.config import Config
 from medspark.keys import Ids
-from medspark.series import explode, header, plan
+from medspark.series import dicomdir, explode, header, plan
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import Plan, SourceFile, Unit, Watch
 
@@ -18,6 +18,7 @@ class SeriesKind:
     job = "explode_series"
     source_kind = "dicom"
     sections: tuple[str, ...] = ("series", "deid")
+    archives = True
 
     def __init__(self, modality: str = "OT") -> None:
         self.modality = modality
@@ -26,6 +27,9 @@ class SeriesKind:
     def scan(self, path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
         found = header.scan(path, uri, ids, settings)
         return {**found, "modality": self.modality} if found["kind"] == "nifti" else found
+
+    def listed(self, path: str, settings: Config) -> list[tuple[str, ...]]:
+        return dicomdir.listed(path, settings)
 
     def plan(self, files: list[SourceFile], ids: Ids, settings: Config) -> Plan:
         return plan.plan(files, ids, settings)

@@ -24,8 +24,8 @@ from medspark.config import Config
 from medspark.errors import Rejected
 from medspark.keys import Ids
 from medspark.pixels.codecs import BLOSC2_MAX_BYTES, encode
+from medspark.pixels.equal import pixel_hash
 from medspark.series import geometry, rescale
-from medspark.series.decode import pixel_hash
 from medspark.series.header import subject_of
 from medspark.tables.names import file_token, folder_token
 from medspark.tables.rows import Rejection, Rows
@@ -294,25 +294,26 @@ def explode_file(source: SourceFile, header: Mapping[str, Any], ids: Ids, settin
     chunk = _Chunk()
     done = planes = 0
     try:
-        content = header.get("content") or _examine(source.path, settings)[1]
-        with _opened(source.path) as stream:
-            raw = _exactly(stream, HEADER_BYTES, short_is_fine=True)
-            grid, fields = read_header(raw)
-            planes = grid.planes
-            _check_size(grid, os.path.getsize(source.path), isinstance(stream, gzip.GzipFile), settings)
-            common = _common(source, str(content), str(header.get("modality") or "OT"), grid, fields, ids, settings)
-            head = raw[grid.offset :]  # the voxels of a small NIfTI-1 file begin within what was read as header
-            _exactly(stream, max(grid.offset - len(raw), 0))
-            for place in range(planes):
-                t, k = divmod(place, grid.shape[2])
-                watch(source, f"t {t} k {k}")
-                take = min(len(head), grid.plane_bytes)
-                data = head[:take] + _exactly(stream, grid.plane_bytes - take)
-                head = head[take:]
-                chunk.add(_slice(data, t, k, grid, common, str(content), ids))
-                done += 1
-                if chunk.n_bytes >= CHUNK_BYTES:
-                    yield from chunk.flush()
+        with source.opened() as path:
+            content = header.get("content") or _examine(path, settings)[1]
+            with _opened(path) as stream:
+                raw = _exactly(stream, HEADER_BYTES, short_is_fine=True)
+                grid, fields = read_header(raw)
+                planes = grid.planes
+                _check_size(grid, os.path.getsize(path), isinstance(stream, gzip.GzipFile), settings)
+                common = _common(source, str(content), str(header.get("modality") or "OT"), grid, fields, ids, settings)
+                head = raw[grid.offset :]  # the voxels of a small NIfTI-1 file begin within what was read as header
+                _exactly(stream, max(grid.offset - len(raw), 0))
+                for place in range(planes):
+                    t, k = divmod(place, grid.shape[2])
+                    watch(source, f"t {t} k {k}")
+                    take = min(len(head), grid.plane_bytes)
+                    data = head[:take] + _exactly(stream, grid.plane_bytes - take)
+                    head = head[take:]
+                    chunk.add(_slice(data, t, k, grid, common, str(content), ids))
+                    done += 1
+                    if chunk.n_bytes >= CHUNK_BYTES:
+                        yield from chunk.flush()
     except Rejected as error:
         yield from chunk.flush()
         yield Rejection(source.source_id, source.uri, "explode", error.code, error.reason, planes - done)

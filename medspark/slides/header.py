@@ -33,6 +33,7 @@ _OTHERS = {
     "ingest_photos reads photos": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npz", ".npy"),
     "explode_series reads volumes": (".nii", ".nii.gz", ".mha", ".nrrd"),
     "a part of a slide that is read through its index": (".opt", ".ngr"),  # Hamamatsu VMS and VMU
+    "an archive, and slides are read at any place: unpack it": (".zip",),
     "no image": (".txt", ".md", ".html", ".pdf", ".log", ".ini", ".dat", ".yaml", ".yml", ".toml", ".py", ".sha256", ".md5", ".license"),
 }
 _PRIVATE = {  # fact -> OpenSlide's property, where OpenSlide read the file

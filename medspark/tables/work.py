@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,13 +13,34 @@ from medspark.tables.rows import Rejection, Rows
 
 
 @dataclass(frozen=True)
+class Member:
+    """Where in an archive a file's bytes lie.
+
+    archive : str       its address
+    offset : int        of the member's local header, from the archive's first byte
+    packed, size : int  bytes in the archive, and inflated
+    method : int        0 stored, 8 deflated
+    crc : int           CRC-32 of the inflated bytes
+    """
+
+    archive: str
+    offset: int
+    packed: int
+    size: int
+    method: int
+    crc: int
+
+
+@dataclass(frozen=True)
 class SourceFile:
     """One new input file, hashed and with its header read.
 
-    path : str                       local path of the bytes (the original, or a copy brought from a remote store)
+    path : str                       local path of the bytes (the original, or a copy brought from a remote store); see `opened`
     header : Mapping                 what the kind's ``scan`` returned
     subject : str or None            PatientID given by ``--subjects`` or ``--subject-pattern``
     domain : str                     subject domain (``--subject-domain``, else the data set); an issuer in the header comes before it
+    member : Member or None          where it lies, for a file within an archive
+    bring : callable or None         within a task: brings a member's bytes into memory for as long as they are used
     """
 
     source_id: str
@@ -29,10 +51,21 @@ class SourceFile:
     header: Mapping[str, Any] = field(default_factory=dict)
     subject: str | None = None
     domain: str = ""
+    member: Member | None = None
+    bring: Callable[[], AbstractContextManager[str]] | None = None
 
     def bare(self) -> SourceFile:
         """Without its header: what travels to the tasks."""
-        return SourceFile(self.source_id, self.uri, self.path, self.size_bytes, self.dataset, {}, self.subject, self.domain)
+        return SourceFile(self.source_id, self.uri, self.path, self.size_bytes, self.dataset, {}, self.subject, self.domain, self.member)
+
+    @contextmanager
+    def opened(self) -> Iterator[str]:
+        """A local path of the bytes, good for as long as it is open: one file of a unit at a time may lie in memory."""
+        if self.bring is None:
+            yield self.path
+        else:
+            with self.bring() as path:
+                yield path
 
 
 @dataclass(frozen=True)
@@ -73,7 +106,11 @@ class Watch(Protocol):
 
 
 class Kind(Protocol):
-    """One kind of data: pure functions, no Spark."""
+    """One kind of data: pure functions, no Spark.
+
+    What a kind may have besides: ``fingerprint`` (what changes its rows besides ``sections``), ``batch_sources`` (files of one batch at most),
+    ``archives`` (True: zip files are read member by member), ``listed`` (path, settings) -> the files that a DICOMDIR names.
+    """
 
     job: str
     """Job name, as in the ledger."""

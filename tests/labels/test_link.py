@@ -14,7 +14,7 @@ import pytest
 
 from medspark.config import from_tree
 from medspark.labels.label_rows import Groups
-from medspark.labels.link import link_slices, link_tiles
+from medspark.labels.link import link_photos, link_slices, link_tiles
 from medspark.labels.mask_bands import mask_scale
 from medspark.labels.raster import polygon_mask
 from medspark.labels.shapes import expand_boxes
@@ -539,6 +539,30 @@ def test_photos_take_masks_in_bands() -> None:
     items = link_slices(None, photos, None, phantom.regions(), iter(bands("m", mask, 16)), none, phantom.SOURCE, phantom.IDS, DEFAULT, NOW)
     (row,), rejections = split(items)
     assert not rejections and np.array_equal(mask_of(row), mask) and row["parent_id"] == "d" * 32 and row["area_mm2"] is None
+
+
+def test_each_photo_takes_what_names_it() -> None:
+    """By name (all of that name), by path, by id; what lies in a patient belongs to a series of the same name; an array's image by its own id."""
+
+    def photo(source: str, index: int = 0, folder: str = "f") -> dict[str, Any]:
+        known = {"dataset": "p", "subject_key": "s", "rows": 12, "cols": 9, "channels": 1, "file_token": "x", "folder_token": folder}
+        return {"image_id": source * 16 + f"{index:016d}", "source_id": source * 32, **known}
+
+    photos = phantom.table("photos", [photo("a"), photo("b", folder="g"), photo("c", 0, "h"), photo("c", 1, "h")])
+    mask = volume((1, 12, 9))[0]
+    planes = [
+        phantom.plane("by path", mask, "path:g/x"),
+        phantom.plane("by id", mask, "image:" + "c" * 16 + f"{1:016d}"),
+        phantom.plane("elsewhere", mask, "name:y"),
+        phantom.plane("in a patient", mask, "name:x", affine=np.eye(4)),
+    ]
+    drawn = phantom.regions(phantom.region("whole", ref="name:x"))
+    table = phantom.table("planes", planes)
+    rows, rejections = split(link_photos(photos, drawn, table, none, phantom.SOURCE, phantom.IDS, DEFAULT, NOW))
+    assert not rejections
+    found = sorted((row["label"], row["image_id"][0], row["image_id"][-1], row["parent_id"][0]) for row in rows)
+    whole = [("whole", "a", "0", "a"), ("whole", "b", "0", "b"), ("whole", "c", "0", "c"), ("whole", "c", "1", "c")]
+    assert found == [("by id", "c", "1", "c"), ("by path", "b", "0", "b"), *whole]
 
 
 def test_values_are_rescaled() -> None:

@@ -14,6 +14,7 @@ def main() -> None:
     at, kind_name, lake_uri, inputs = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
     from medspark.labels.kind import labels_kind
     from medspark.lake import session, store
+    from medspark.photos.kind import photos_kind
     from medspark.series.kind import series_kind
     from medspark.slides.kind import slides_kind
     from tests.lake import harness
@@ -33,7 +34,7 @@ def main() -> None:
         return version
 
     store.Lake.transact = transact  # type: ignore[method-assign]
-    kinds = {"series": series_kind, "labels": labels_kind, "slides": slides_kind}
+    kinds = {"series": series_kind, "labels": labels_kind, "slides": slides_kind, "photos": lambda: photos_kind("folder")}
     spark = session.build("killed")
     from pathlib import Path
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from medspark.labels.kind import labels_kind
+from medspark.photos.kind import photos_kind
 from tests.conftest import ROOT
 from tests.lake import harness
+from tests.phantoms import photos
 from tests.phantoms import series as phantoms
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
@@ -55,6 +57,27 @@ def test_killed_at_any_step_and_run_again(spark: Any, tmp_path: Path) -> None:
     assert died >= 3, "the kills came too late to prove anything"
     killed(-1, "series", lake, one, two, after_s=chance.uniform(3.0, 9.0))
     harness.run(spark, lake, [one, two])
+    harness.same(whole, lake)
+    harness.keys_unique(lake)
+    assert harness.rows(lake, "claims") == []
+
+
+def test_photos_whose_classes_change_survive_kills(spark: Any, tmp_path: Path) -> None:
+    """Before and after the commit point, and between the commits that replace the old classes."""
+    folder = tmp_path / "cats"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.png").write_bytes(photos.png(photos.picture()))
+    photos.medmnist(folder / "m.npz")
+    whole, lake = tmp_path / "whole", tmp_path / "lake"
+    harness.run(spark, whole, [folder], photos_kind("folder"))
+    harness.run(spark, lake, [folder], photos_kind())
+    chance = random.Random(SEED + 3)
+    # claim, labels, sources, closed, then the old labels, the old ledger twice, release: two steps each.
+    steps = [chance.choice((3, 4)), chance.choice((7, 8)), chance.choice((9, 10, 11))]
+    died = [killed(step, "photos", lake, folder).returncode == -signal.SIGKILL for step in steps]
+    assert died[0] and sum(died) >= 2, f"the kills at {steps} came too late to prove anything"
+    harness.run(spark, lake, [folder], photos_kind("folder"))
     harness.same(whole, lake)
     harness.keys_unique(lake)
     assert harness.rows(lake, "claims") == []
