@@ -32,6 +32,8 @@ DATA = ("pixels", "labels", "tiles", "slices", "photos", "planes", "regions", "g
 """Tables that a batch may append to before it closes; children before parents."""
 KEYED = {"subjects": "subject_key", "slides": "slide_id", "grids": "grid_id", "series": "series_id"}
 """Tables whose rows several batches may bring: the first one stays."""
+WHOLE_LAKE = "lock:lake"
+"""The lock of a job that needs the lake to itself (`Batch.claim_alone`): while it is held no batch opens."""
 WAIT_S = 0.4  # between two looks at a parent that another live batch holds
 
 
@@ -85,7 +87,7 @@ class Batch:
                 pairs = set(zip(held.column(0).to_pylist(), held.column(1).to_pylist(), strict=True))
                 mine = [source for source in wanted if (source, self.key) not in pairs]
                 parents = sorted({f"lock:{locks[source]}" for source in mine if source in locks})
-                busy = any((parent, "") in pairs for parent in parents)
+                busy = any((parent, "") in pairs for parent in (WHOLE_LAKE, *parents))
                 if busy or not mine:
                     return [], []
                 self.claimed, self.locks = tuple(mine), tuple(parents)
@@ -109,6 +111,26 @@ class Batch:
         if not left:
             self.release()
         return left
+
+    def claim_alone(self) -> list[str]:
+        """Claims the whole lake, so that every other claim waits until `release`; returns the batches that are open (then nothing is claimed)."""
+        others: list[str] = []
+
+        def build(version: int) -> tuple[list[DataFile], list[DataFile]]:
+            nonlocal others
+            held = self.lake.read("claims", ["batch_id"], files=self.lake.files("claims", version))
+            others = sorted(set(held.column(0).to_pylist()))
+            if others:
+                return [], []
+            self.claimed, self.locks = (), (WHOLE_LAKE,)
+            self._file = self._rows()
+            return [self._file] if self._file else [], []
+
+        self._file = None
+        self.lake.transact("claims", build, metadata=self.metadata, reads=True)
+        if not others:
+            threading.Thread(target=self._renew, daemon=True, name=f"lease-{self.batch_id[:8]}").start()
+        return others
 
     @property
     def key(self) -> str:
@@ -140,6 +162,13 @@ class Batch:
             old, new = self._file, self._rows() if state is not None else None
             self.lake.transact("claims", lambda version: ([new] if new else [], [old]), metadata=self.metadata)
             self._file = new
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """The lease is new and nothing of this batch is written into ``claims`` meanwhile: for a moment much shorter than the lease."""
+        self._replace(self._state)
+        with self._guard:
+            yield
 
     def _renew(self) -> None:
         while not self._stop.wait(self.lease_s / 3):
