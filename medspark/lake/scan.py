@@ -6,6 +6,7 @@ not read again. New files are hashed and their headers parsed in the task that r
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -237,6 +238,8 @@ def reader(kind: Kind, ids: Ids, settings: Config, dataset: str) -> Callable[[It
             except SkippedSource as error:
                 yield Scanned(found, sha256, message=error.hint)
             except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # this machine's disk, no fault of the file
+                    raise
                 yield Scanned(found, sha256, code="UNKNOWN_KIND", message=f"the file cannot be read ({type(error).__name__})")
             except Exception as error:  # a file that no parser foresaw must not stop the job; its kind and place are kept
                 yield Scanned(found, sha256, code="DECODE_FAILED", message=unexpected(error))

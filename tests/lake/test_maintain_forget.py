@@ -16,6 +16,7 @@ from medspark.lake.batch import Batch
 from medspark.lake.files import DataFile
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import forget
+from medspark.lake.upkeep.proof import Seeker
 from tests.lake import harness
 from tests.lake.patients import two_patients, upkeep
 from tests.phantoms import series as phantoms
@@ -206,3 +207,43 @@ def test_a_card_may_be_pretty(tmp_path: Path) -> None:
     assert made.rows == 1 and after.read().to_pylist() == [rows.to_pylist()[1]]
     group = after.metadata.row_group(0)
     assert [group.column(place).compression for place in range(3)] == ["ZSTD", "SNAPPY", "UNCOMPRESSED"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["x", "S"]),
+        pa.array([["x"], ["y", "S"]]),
+        pa.array([[("k", "v")], [("k", "S")]], pa.map_(pa.string(), pa.string())),
+        pa.array([[("k", "v")], [("S", "v")]], pa.map_(pa.string(), pa.string())),
+        pa.array([{"a": "x", "b": 1}, {"a": "S", "b": 2}]),
+        pa.array([[{"a": ["x"]}], [{"a": ["y", "S"]}]]),
+        pa.array(["x", "y" * 100 + '"S"']),
+        pa.array(["x", "S"]).dictionary_encode(),
+    ],
+    ids=["plain", "list", "map value", "map key", "struct", "deep", "within a long text", "dictionary"],
+)
+def test_the_search_finds_a_trace_wherever_a_column_can_hold_it(tmp_path: Path, column: pa.Array) -> None:
+    word = "0123456789abcdef" * 2
+    path = tmp_path / "f.parquet"
+    seeker = Seeker(str(tmp_path), frozenset({word}), (word,))
+    for said in (word, "f" * 32):
+        values = json.loads(json.dumps(column.to_pylist()).replace("S", said))
+        typed = [[tuple(pair) for pair in row] for row in values] if pa.types.is_map(column.type) else values
+        kind = pa.string() if pa.types.is_dictionary(column.type) else column.type
+        pq.write_table(pa.table({"n": [1, 2], "c": pa.array(typed, kind)}), path)
+        hits = list(seeker([(str(path), 1)], lambda source, what="": None, 0))
+        assert [hit.what for hit in hits] == (["c"] if said == word else []), said
+
+
+def test_the_search_reads_texts_and_takes_no_part_for_the_whole(tmp_path: Path) -> None:
+    seeker = Seeker(str(tmp_path), frozenset({"2.25.12345", "file:///data/jones/a.dcm"}), ())
+    for text, found in (
+        ('{"max":"2.25.12345"}', True),
+        ('{"max":"2.25.123456"}', False),
+        ('{"uri":"file:///data/jones/a.dcm"}', True),
+        ('{"uri":"file:///data/jones/a.dcm.bak"}', False),
+    ):
+        path = tmp_path / "00000000000000000007.json"
+        path.write_text(text)
+        assert bool(list(seeker([(str(path), 1)], lambda source, what="": None, 0))) is found, text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
 
+from medspark.lake.files import DataFile
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import damage
 from medspark.lake.upkeep.check import Asked, Damage, check
@@ -137,3 +139,20 @@ def test_no_flipped_bit_of_a_payload_goes_unseen(spark: Any, tmp_path: Path) -> 
 
 def test_a_missing_file_is_damage(tmp_path: Path) -> None:
     assert [one.what for one in checked(tmp_path / "none.parquet")] == ["the file is missing"]
+
+
+@pytest.mark.spark
+def test_images_without_pixels_and_doubled_pixels_are_found(spark: Any, tmp_path: Path) -> None:
+    lake, _ = two_patients(spark, tmp_path)
+    here = Lake(spark, str(lake))
+    action = here.actions("pixels")[0]
+    file = DataFile(action["relative"], action["size_bytes"], action["num_records"], "")
+    here.transact("pixels", lambda version: ([], [file]))
+    said = upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"]
+    assert [(one["n"], one["what"]) for one in said] == [(5, "5 images have no pixels")]
+    copy = lake / "pixels" / "part-copy.parquet"
+    copy.write_bytes(Path(action["path"]).read_bytes())
+    whole = json.dumps({"numRecords": action["num_records"]})
+    here.transact("pixels", [DataFile(name, file.size, file.rows, whole) for name in (file.path, copy.name)])
+    said = upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"]
+    assert [(one["n"], one["what"]) for one in said] == [(5, "5 images have their pixels more than once")]

@@ -12,6 +12,10 @@ from medspark.lake.store import Lake
 JOB = "maintain_lake"
 
 
+class Busy(BadRequest):
+    """Another job does the same thing at the moment."""
+
+
 def refuse_beside_others(lake: Lake, what: str) -> None:
     """Raises `BadRequest` while a batch is open that nobody but its owner may end. Reads one small table; needs no session."""
     for batch_id, entry in open_batches(lake).items():
@@ -48,7 +52,7 @@ def beside(lake: Lake, what: str, run_id: str, lease_s: float) -> Iterator[Batch
     lake.ensure(["claims", "sources"])
     batch = Batch(lake, run_id, JOB, what, lease_s)
     if not batch.claim([what], {}, done=lambda claimed: set()):
-        raise BadRequest(f"another job is at {what} of this lake; try again when it has ended (see: medspark status)")
+        raise Busy(f"another job is at {what} of this lake; try again when it has ended (see: medspark status)")
     try:
         yield batch
     finally:

@@ -8,6 +8,7 @@ lost image of them is there again; a kill before it leaves uncommitted files, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from medspark.lake.explode import PayloadWriter, TaskResult
 from medspark.lake.files import PRIVATE, DataFile, locate
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import damage
-from medspark.lake.upkeep.alone import beside
+from medspark.lake.upkeep.alone import Busy, beside
 from medspark.lake.upkeep.check import UNREADABLE
 from medspark.tables.catalog import PIXELS
 from medspark.tables.work import SourceFile, Unit
@@ -51,7 +52,11 @@ def mend(
     explode : (batch_id, units, image ids) -> results whose payload holds those of the images that the units gave
     """
     outcome = Outcome()
-    with beside(lake, WORK, run_id, lease_s) as batch:
+    with ExitStack() as stack:
+        try:
+            batch = stack.enter_context(beside(lake, WORK, run_id, lease_s))
+        except Busy:  # it mends the same files; what it leaves is mended the next time
+            return Outcome(left=sum(len(one.images) for one in lost))
         for one in lost:
             if not all(set(sources) & {source.source_id for unit in units for source in unit.sources} for sources in one.images.values()):
                 outcome.left += len(one.images)

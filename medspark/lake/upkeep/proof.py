@@ -25,7 +25,8 @@ MOST_WORDS = 2_000  # in one search; the images' own ids are compared, and found
 BATCH_ROWS = 16_384
 BYTES_PER_S = 1e8
 SCAN_S = 600.0
-_TOKEN = re.compile(rb"[0-9a-f]{32}|2\.25\.[0-9]+")
+_TOKEN = re.compile(rb"[0-9A-Za-z.]+")  # ids and UIDs as wholes: 1.2.3 is not in 1.2.34
+_EDGE = "[^0-9A-Za-z.]"
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ class Seeker:
         longest = pc.max(pc.utf8_length(leaf)).as_py() or 0
         if longest <= LONG:
             return False
-        return any(
-            pc.any(pc.match_substring_regex(leaf, "|".join(map(re.escape, self.words[start : start + MOST_WORDS])))).as_py()
-            for start in range(0, len(self.words), MOST_WORDS)
-        )
+        for start in range(0, len(self.words), MOST_WORDS):
+            either = "|".join(map(re.escape, self.words[start : start + MOST_WORDS]))
+            if pc.any(pc.match_substring_regex(leaf, f"(?:^|{_EDGE})(?:{either})(?:{_EDGE}|$)")).as_py():
+                return True
+        return False
 
     def _text(self, filesystem: pafs.FileSystem, path: str) -> Iterator[Hit]:
         with filesystem.open_input_stream(path) as stream:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from medspark.errors import Rejected
 from medspark.lake import tasks
-from medspark.lake.batch import DATA
+from medspark.lake.batch import DATA, open_batches
 from medspark.lake.files import locate
 from medspark.lake.session import cores
 from medspark.lake.store import Lake
@@ -29,6 +29,7 @@ TABLES_CHECKED = ("sources", *DATA)
 BYTES_PER_S = 4e8  # read and checksum, one core; balances the tasks
 TASK_S = 20.0
 CRASH_S = 600.0  # Arrow's reader on one file of a damaged disk; it never hung in practice
+MOST_UNPAIRED = 10_000  # of images without pixels that are looked at; more of them is one accident, not many
 KEYS_SAID = 20  # ids of one damaged row group in the summary; the record in the lake holds all of them
 IMAGES = {"slices": "source_id", "photos": "source_id", "tiles": "slide_id"}
 
@@ -121,6 +122,9 @@ def verify(lake: Lake, share: float, run_id: str, progress: Callable[[str], None
         lake.filesystem_delete(lake.folder(damage.FOLDER.split("/")[0], name))
     found.damaged.sort(key=lambda one: (one.table, one.path, one.what))
     bad = [one for one in found.damaged if one.table == "pixels"]
+    if share >= 1.0 and not found.damaged:
+        progress("verify: every image has its pixels once")
+        found.damaged += unpaired(lake)
     if bad:
         found.lost = lost_images(lake, bad)
         sources = {source for one in found.lost for source in one.sources}
@@ -128,6 +132,31 @@ def verify(lake: Lake, share: float, run_id: str, progress: Callable[[str], None
         found.originals = dict(zip(rows.column(0).to_pylist(), rows.column(1).to_pylist(), strict=True))
         damage.write(lake, run_id, found.lost)
     return found
+
+
+def unpaired(lake: Lake) -> list[Damage]:
+    """Images without pixels, and pixels that are there twice. One shuffle of ids.
+
+    Images are looked at before pixels, which every batch appends first; batches that are still open are left out.
+    """
+    if not lake.exists("pixels"):
+        return []
+    open_now = list(open_batches(lake))
+    images = None
+    for table in IMAGES:
+        if lake.exists(table):
+            frame = lake.frame(table)
+            frame = frame.where("pixel_source <> 'none'") if table == "tiles" else frame
+            frame = frame.where(~frame.batch_id.isin(open_now)).selectExpr("image_id", "1 AS image", "0 AS payload")
+            images = frame if images is None else images.unionAll(frame)
+    payload = lake.frame("pixels").selectExpr("image_id", "0 AS image", "1 AS payload")
+    both = payload if images is None else images.unionAll(payload)
+    odd = both.groupBy("image_id").agg({"image": "sum", "payload": "sum"}).toDF("image_id", "images", "payloads")
+    wrong = odd.where("images > payloads OR payloads > 1").limit(MOST_UNPAIRED).collect()
+    missing = tuple(sorted(row.image_id for row in wrong if row.images > row.payloads))
+    doubled = tuple(sorted(row.image_id for row in wrong if row.payloads > 1))
+    said = ((missing, "images have no pixels"), (doubled, "images have their pixels more than once"))
+    return [Damage("pixels", "", f"{len(keys)} {what}", keys) for keys, what in said if keys]
 
 
 # ---- whose images were lost
