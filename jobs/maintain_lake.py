@@ -38,7 +38,7 @@ def upkeep(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     request = maintain.Request(given.migrate, given.forget_subject, given.verify, given.compact, given.cluster, given.vacuum, given.dry_run)
     request.check()
     maintain.check_lake(Lake(None, given.lake), request)  # type: ignore[arg-type]  # the logs answer without a session
-    if not given.dry_run:
+    if request.writes:
         check_writable(given.lake)
     logs.configure("", given.log_level)
     spark = session.build("medspark maintain_lake", settings.spark)

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import fs as pafs
 
 from medspark.lake import owner
 from medspark.lake.files import PRIVATE, DataFile, admitted_paths
@@ -222,6 +223,8 @@ class Batch:
     def _abandon(self) -> None:
         self._stop.set()
         with contextlib.suppress(Exception):  # whatever fails here is left to the next job's recovery
+            if not self.lake.committed("pixels", app(self.batch_id)):
+                discard(self.lake, self.batch_id)  # first of all: if the disk is full, there is no room for a fence
             if not _closed(self.lake, self.batch_id):
                 fence(self.lake, self.batch_id)
                 roll_back(self.lake, self.batch_id)
@@ -303,6 +306,14 @@ def fence(lake: Lake, batch_id: str) -> None:
             lake.transact(table, [], app(batch_id), said)
         if table == "sources" and _closed(lake, batch_id):
             return
+
+
+def discard(lake: Lake, batch_id: str) -> None:
+    """Removes the stage and the payload files of a batch that has given up before it appended any."""
+    lake.filesystem_delete(lake.folder(PRIVATE, batch_id))
+    for info in lake.filesystem.get_file_info(pafs.FileSelector(lake.folder("pixels"), allow_not_found=True)):
+        if info.base_name.startswith(f"part-{batch_id}-"):
+            lake.filesystem.delete_file(info.path)
 
 
 def roll_back(lake: Lake, batch_id: str) -> None:

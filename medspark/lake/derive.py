@@ -56,10 +56,14 @@ def with_known(lake: Lake, job: str, units: Sequence[Unit]) -> list[Unit]:
     ]
 
 
-def existing_slices(lake: Lake, instances: Iterable[str], columns: Sequence[str]) -> pa.Table:
-    """Rows of ``slices`` whose series_instance_id is among ``instances``; the small table ``series`` says first which there are."""
+def existing_slices(lake: Lake, instances: Iterable[str], columns: Sequence[str], besides: Iterable[str] = ()) -> pa.Table:
+    """Rows of ``slices`` whose series_instance_id is among ``instances``; the small table ``series`` says first which there are.
+
+    besides : series_ids that are in ``slices`` and not yet in ``series``: parts that late slices split off
+    """
     wanted = pa.array(sorted(instances), pa.string())
-    series = lake.read("series", ["series_id"], pc.field("series_instance_id").isin(wanted)).column(0).to_pylist()
+    known = lake.read("series", ["series_id"], pc.field("series_instance_id").isin(wanted)).column(0).to_pylist()
+    series = sorted({*known, *besides})
     if not series:
         return pa.schema([SLICES.arrow().field(name) for name in columns]).empty_table()
 
@@ -136,14 +140,14 @@ def replan(lake: Lake, batch_id: str, settings: Config) -> None:
         return
     own = lake.read(
         "slices",
-        ["series_instance_id"],
+        ["series_instance_id", "series_id"],
         pc.field("batch_id") == batch_id,
         files=admitted_paths(lake.actions("slices"), "batch_id", [batch_id]),
     )
     instances = set(own.column(0).to_pylist())
     if not instances:
         return
-    slices = existing_slices(lake, instances, GEOMETRY)
+    slices = existing_slices(lake, instances, GEOMETRY, own.column(1).unique().to_pylist())
     mixed = {key for key, rows in _by_instance(slices).items() if set(rows.column("batch_id").to_pylist()) != {batch_id}}
     for key, rows in _by_instance(slices).items():
         if key in mixed:

@@ -35,6 +35,12 @@ class Request:
     vacuum_hours: float | None = None
     dry_run: bool = False
 
+    @property
+    def writes(self) -> bool:
+        """Whether anything is written: a vacuum of old files only removes, so that it can make room on a full disk."""
+        more = self.migrate or self.forget is not None or self.verify_share is not None or self.compact or self.cluster
+        return not self.dry_run and (more or (self.vacuum_hours is not None and self.vacuum_hours < vacuum.SAFE_HOURS))
+
     def check(self) -> None:
         """Raises `BadRequest` on what cannot be served, before any session is there."""
         if not (self.migrate or self.forget is not None or self.verify_share is not None or self.compact or self.cluster) and (

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from medspark.lake.files import INDEXED_COLUMNS, NARROW_FILE_BYTES, DataFile, locate, statistics
 from medspark.lake.store import Lake
 from medspark.tables.catalog import TABLES
+from medspark.tables.schema import Table
 
 SMALL_BYTES = 32 << 20  # a narrow file below this is merged with others
 LARGE_BYTES = 64 << 20  # a file that grows past this is closed and the next one begun
@@ -176,7 +177,7 @@ def rewrite(lake: Lake, table: str, group: Sequence[Laid], batch_id: str) -> lis
     rows = lake.spark.read.schema(schema).parquet(*[_spark_path(address + file.path) for file in group])
     count = parts(group)
     rows = (rows.repartitionByRange(count, *names) if count > 1 else rows.coalesce(1)).sortWithinPartitions(*names)
-    made = rows.mapInArrow(Writer(lake.uri, table, batch_id), RESULT).collect()
+    made = rows.mapInArrow(Writer(lake.uri, TABLES[table], batch_id), RESULT).collect()
     new = [DataFile(row.path, row.size, row.rows, row.statistics) for row in made]
     before, after = sum(file.rows for file in group), sum(file.rows for file in new)
     if before != after:
@@ -205,13 +206,13 @@ class Writer:
     """The work of a task: sorted rows in, Parquet files out, never committed by the task itself."""
 
     uri: str
-    table: str
+    table: Table
     batch_id: str
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         files: list[DataFile] = []
         filesystem, root, _ = locate(self.uri)
-        schema = TABLES[self.table].arrow()
+        schema = self.table.arrow()
         stream: Any = None
         writer: Any = None
         collected: list[pq.FileMetaData] = []
@@ -223,15 +224,15 @@ class Writer:
                 return
             writer.close()
             stream.close()
-            size = filesystem.get_file_info(f"{root}/{self.table}/{name}").size
-            indexed = TABLES[self.table].names[:INDEXED_COLUMNS]
+            size = filesystem.get_file_info(f"{root}/{self.table.name}/{name}").size
+            indexed = self.table.names[:INDEXED_COLUMNS]
             files.append(DataFile(name, size, collected[0].num_rows, statistics(collected[0], indexed)))
             writer = None
 
         for group in _groups(batches):
             if writer is None:
                 name, collected = f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet", []
-                stream = filesystem.open_output_stream(f"{root}/{self.table}/{name}")
+                stream = filesystem.open_output_stream(f"{root}/{self.table.name}/{name}")
                 writer = pq.ParquetWriter(stream, schema, compression="zstd", metadata_collector=collected)
             writer.write_table(group.select(schema.names).cast(schema), row_group_size=GROUP_ROWS)
             if stream.tell() >= LARGE_BYTES:

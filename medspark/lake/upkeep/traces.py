@@ -116,10 +116,12 @@ def collect(lake: Lake, subject: str) -> Traces:
             if table != "tiles":
                 own_sources.add(row["source_id"])
     own_sources.update(row["source_id"] for row in _rows(lake, "slides", ["source_id"], mine))
-    for table, columns in IDS.items():
-        for column in columns:
-            values = {row[column] for row in _rows(lake, table, [column], mine)} - {None}
-            found.ids |= values - _held_by(lake, table, column, values, others)
+    for column in sorted({column for columns in IDS.values() for column in columns}):
+        tables = [table for table, columns in IDS.items() if column in columns]
+        values = {row[column] for table in tables for row in _rows(lake, table, [column], mine)} - {None}
+        for table in tables:
+            values -= _held_by(lake, table, column, values, others)
+        found.ids |= values
     levels = {uid for row in _rows(lake, "slides", ["level_instance_ids"], mine) for uid in row["level_instance_ids"] or ()}
     found.ids |= levels - {uid for row in _rows(lake, "slides", ["level_instance_ids"], others) for uid in row["level_instance_ids"] or ()}
     for table in (*IMAGE_TABLES, "slides"):
