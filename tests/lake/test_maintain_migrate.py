@@ -70,7 +70,7 @@ def test_migrate_adds_columns_once_and_rows_stay(spark: Any, first: Path, later:
     # New code appends to the old table before anybody migrates; the column appears with its values once it is added.
     here = Lake(spark, str(first))
     rows = here.read("slices", list(catalog.TABLES["slices"].names)).slice(0, 2).to_pylist()
-    new = [{**row, "image_id": row["image_id"][:16] + "0" * 16, EXTRA.name: "R7"} for row in rows]
+    new = [{**row, "image_id": row["image_id"][:16] + f"{place:016x}", EXTRA.name: "R7"} for place, row in enumerate(rows)]
     file = here.write_file("slices", pa.Table.from_pylist(new, catalog.TABLES["slices"].arrow()), "part-later.parquet")
     here.transact("slices", [file] if file else [])
     done = upkeep(spark, first, migrate=True)["migrated"]

@@ -48,13 +48,15 @@ class Seeker:
         values = pa.array(sorted(self.exact), pa.string())
         for path, size in items:
             watch(SourceFile(path, path, "", size, ""))
-            if path.endswith(".parquet"):
-                try:
+            try:
+                if path.endswith(".parquet"):
                     yield from self._parquet(filesystem, path, values)
-                except UNREADABLE as error:
-                    yield Hit(path, f"cannot be read ({type(error).__name__})")
-            else:
-                yield from self._text(filesystem, path)
+                else:
+                    yield from self._text(filesystem, path)
+            except FileNotFoundError:
+                continue  # a draft of a log entry that was there when the folder was listed
+            except UNREADABLE as error:
+                yield Hit(path, f"cannot be read ({type(error).__name__})")
 
     def _parquet(self, filesystem: pafs.FileSystem, path: str, values: pa.Array) -> Iterator[Hit]:
         with filesystem.open_input_file(path) as stream:
