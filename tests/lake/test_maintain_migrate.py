@@ -43,13 +43,14 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "SCHEMA_VERSION", "1.1")
 
 
-def test_the_fixture_holds_nothing_of_the_machine_that_made_it() -> None:
+def test_the_fixture_holds_nothing_of_the_machine_that_made_it(first: Path) -> None:
     with zipfile.ZipFile(FIRST) as archive:
         names = archive.namelist()
         data = b"".join(archive.read(name) for name in names)
     assert not any("claims" in name for name in names)
-    for word in (b"/tmp", b"/work", b"/home", b"/root", b"file:"):
-        assert word not in data
+    values = "\n".join(text for _, _, text in harness.strings(first))  # Parquet's pages are compressed
+    for word in ("/tmp", "/work", "/home", "/root", "file:"):
+        assert word.encode() not in data and word not in values
     assert FIRST.stat().st_size < 200_000
 
 
