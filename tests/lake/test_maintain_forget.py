@@ -15,7 +15,7 @@ from medspark.lake import pins
 from medspark.lake.batch import Batch
 from medspark.lake.files import DataFile
 from medspark.lake.store import Lake
-from medspark.lake.upkeep import forget
+from medspark.lake.upkeep import feeds, forget
 from medspark.lake.upkeep.proof import Seeker
 from tests.lake import harness
 from tests.lake.patients import two_patients, upkeep
@@ -199,16 +199,15 @@ def test_what_is_shared_stays(spark: Any, tmp_path: Path) -> None:
     assert len(harness.rows(lake, "slices")) == 3
 
 
-def test_a_card_may_be_pretty(tmp_path: Path) -> None:
-    """Row groups of a feed are copied with the compression they had."""
+def test_a_feeds_file_keeps_its_compression(tmp_path: Path) -> None:
     rows = pa.table({"image_id": ["a", "b", "c"], "subject_key": ["s", "t", "s"], "bytes": [b"1" * 100, b"2" * 100, b"3" * 100]})
     pq.write_table(
         rows, tmp_path / "f.parquet", compression={"image_id": "zstd", "subject_key": "snappy", "bytes": "none"}, row_group_size=2
     )
     here = Lake(None, str(tmp_path))  # type: ignore[arg-type]
     file = pq.ParquetFile(tmp_path / "f.parquet")
-    kept = [forget._kept(file.read_row_group(group, columns=["subject_key"]), {"subject_key": pa.array(["s"])}) for group in range(2)]
-    made = forget._copy_feed_file(here, "g.parquet", "g.parquet", file, kept)
+    kept = [feeds.kept_rows(file.read_row_group(group, columns=["subject_key"]), {"subject_key": pa.array(["s"])}) for group in range(2)]
+    made = feeds.copy_file(here, "g.parquet", "g.parquet", file, kept)
     after = pq.ParquetFile(tmp_path / "g.parquet")
     assert made.rows == 1 and after.read().to_pylist() == [rows.to_pylist()[1]]
     group = after.metadata.row_group(0)

@@ -24,10 +24,10 @@ from medspark.lake import pins, tasks
 from medspark.lake.batch import DATA, Batch
 from medspark.lake.derive import drop_where
 from medspark.lake.explode import PayloadWriter
-from medspark.lake.files import PRIVATE, DataFile, locate, statistics
+from medspark.lake.files import PRIVATE, DataFile, locate
 from medspark.lake.session import cores
 from medspark.lake.store import Lake
-from medspark.lake.upkeep import proof, traces, vacuum
+from medspark.lake.upkeep import feeds, proof, traces, vacuum
 from medspark.lake.upkeep.check import UNREADABLE
 from medspark.lake.upkeep.traces import Traces
 from medspark.lake.upkeep.trim import trim
@@ -110,7 +110,7 @@ def forget(lake: Lake, key: str, batch: Batch, progress: Callable[[str], None] =
             if done.rows[table]:
                 lake.rewrite(table, drop_where(traces.condition(table, found)), *traces.admitting(table, found))
     done.rows = Counter({table: count for table, count in done.rows.items() if count})
-    done.feeds = [name for name in _feeds(lake) if _feed(lake, name, found, batch.batch_id)]
+    done.feeds = [name for name in feeds.feeds(lake) if feeds.remove(lake, name, found.subject, found.images, batch.batch_id)]
     progress("forget: the past")
     done.unpinned = _unpin(lake)
     done.files = _clear(lake, batch)
@@ -202,84 +202,6 @@ def _admits(action: dict[str, Any], holders: Sequence[str]) -> bool:
     return low is None or high is None or any(low <= holder <= high for holder in holders)
 
 
-# ---- feeds
-
-
-def _feeds(lake: Lake) -> list[str]:
-    """Feeds that are Delta tables, as paths below the lake."""
-    found = lake.filesystem.get_file_info(pafs.FileSelector(lake.folder(pins.FEEDS), allow_not_found=True))
-    names = [f"{pins.FEEDS}/{info.base_name}" for info in found if info.type == pafs.FileType.Directory]
-    return sorted(name for name in names if lake.exists(name))
-
-
-def _feed(lake: Lake, name: str, found: Traces, batch_id: str) -> bool:
-    """Removes the subject from a feed, row groups as they were; its card names the new files. Whether it held any."""
-    columns = {"subject_key": {found.subject}, "image_id": found.images}
-    held = {column: pa.array(sorted(values), pa.string()) for column, values in columns.items()}
-    new: list[DataFile] = []
-    old: list[DataFile] = []
-    for action in lake.actions(name):
-        with lake.filesystem.open_input_file(action["path"]) as stream:
-            file = pq.ParquetFile(stream)
-            by = [column for column in held if column in file.schema_arrow.names]
-            groups = [_kept(file.read_row_group(group, columns=by), held) for group in range(file.num_row_groups)] if by else []
-            if all(pc.all(kept).as_py() for kept in groups):
-                continue
-            old.append(DataFile(action["relative"], action["size_bytes"], action["num_records"] or 0, ""))
-            if any(pc.any(kept).as_py() for kept in groups):
-                path = f"part-{batch_id}-{len(new):05d}.parquet"
-                new.append(_copy_feed_file(lake, f"{name}/{path}", path, file, groups))
-    if old:
-        if lake.snapshot(name).metadata().partition_columns:
-            raise RuntimeError(f"{name} is partitioned, which no feed of medspark is; nothing of it was changed")
-        lake.transact(name, lambda version: (new, old), metadata=lake.user_metadata(forgotten=True))
-        _amend_card(lake, name, [file.path for file in old], [file.path for file in new])
-    return bool(old)
-
-
-def _kept(rows: pa.Table, held: dict[str, pa.Array]) -> pa.ChunkedArray:
-    theirs = [pc.is_in(rows.column(column), value_set=held[column]) for column in rows.column_names]
-    either = theirs[0]
-    for one in theirs[1:]:
-        either = pc.or_(either, one)
-    return pc.invert(either)
-
-
-def _copy_feed_file(lake: Lake, path: str, relative: str, file: pq.ParquetFile, groups: Sequence[pa.ChunkedArray]) -> DataFile:
-    collected: list[pq.FileMetaData] = []
-    compression = {
-        file.schema.column(column).path: file.metadata.row_group(0).column(column).compression for column in range(len(file.schema))
-    }
-    with lake.filesystem.open_output_stream(lake.folder(path)) as stream:
-        named = {column: "none" if codec == "UNCOMPRESSED" else codec for column, codec in compression.items()}
-        with pq.ParquetWriter(stream, file.schema_arrow, compression=named, metadata_collector=collected) as writer:
-            for group, kept in enumerate(groups):
-                rows = file.read_row_group(group).filter(kept)
-                if rows.num_rows:
-                    writer.write_table(rows, row_group_size=rows.num_rows)
-    size = lake.filesystem.get_file_info(lake.folder(path)).size
-    return DataFile(relative, size, collected[0].num_rows, statistics(collected[0], file.schema_arrow.names))
-
-
-def _amend_card(lake: Lake, name: str, old: Sequence[str], new: Sequence[str]) -> None:
-    """The card's file list (``files``) follows; that it was amended is said."""
-    path = lake.folder(name, pins.CARD)
-    if lake.filesystem.get_file_info(path).type != pafs.FileType.File:
-        return
-    with lake.filesystem.open_input_stream(path) as stream:
-        card = json.loads(stream.read())
-    if isinstance(card.get("files"), list):
-        card["files"] = [file for file in card["files"] if file not in old] + list(new)
-    card["amended"] = "a subject was removed after the feed was built"
-    _write(lake, path, card)
-
-
-def _write(lake: Lake, path: str, said: dict[str, Any]) -> None:
-    with lake.filesystem.open_output_stream(f"{path}.tmp") as stream:
-        stream.write(json.dumps(said, sort_keys=True).encode())
-    lake.filesystem.move(f"{path}.tmp", path)
-
-
 # ---- the past
 
 
@@ -295,7 +217,7 @@ def _unpin(lake: Lake) -> list[str]:
             with lake.filesystem.open_input_stream(path) as stream:
                 card = json.loads(stream.read())
             card["built_from"], card["tables"] = card.get("tables", {}), {}
-            _write(lake, path, card)
+            feeds.write_card(lake, path, card)
         else:
             pins.unpin(lake, pin.name)
     return gone
@@ -303,12 +225,12 @@ def _unpin(lake: Lake) -> list[str]:
 
 def _clear(lake: Lake, batch: Batch) -> int:
     """Trims every log and removes every file that is not current; returns how many data files went."""
-    feeds = _feeds(lake)
+    held = feeds.feeds(lake)
     removed = 0
-    for table in [*(table for table in TABLES if lake.exists(table) and table not in ("claims", "kpi")), *feeds]:
+    for table in [*(table for table in TABLES if lake.exists(table) and table not in ("claims", "kpi")), *held]:
         trim(lake, table)
     files = [gone for gone in _not_needed(lake) if gone.table not in ("claims", "kpi")]
-    files += [gone for name in feeds for gone in vacuum.not_current(lake, name)]
+    files += [gone for name in held for gone in vacuum.not_current(lake, name)]
     removed = vacuum.remove(lake, files, ())["files"]
     with batch.at_rest():  # its lease is written into claims from a thread of its own
         trim(lake, "claims")
