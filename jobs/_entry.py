@@ -63,8 +63,13 @@ def main(job: str, body: Callable[[], dict[str, Any] | tuple[dict[str, Any], int
         print(f"{job}: interrupted; run it again and it goes on where it stopped", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        if "No space left on device" in str(error):
-            print(f"{job}: a disk is full (the lake's, or Spark's local folder); free some space and run it again", file=sys.stderr)
+        from medspark.lake.files import FULL
+
+        if FULL in str(error):
+            print(
+                f"{job}: a disk is full (the lake's, or Spark's local folder); free some space and run it again, nothing is lost",
+                file=sys.stderr,
+            )
             raise SystemExit(BUG) from None
         logging.getLogger("medspark").exception("a bug in medspark stopped the job")
         print(f"{job}: stopped by an error in medspark (see the log); run it again and it goes on where it stopped", file=sys.stderr)
@@ -100,7 +105,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
         raise BadRequest("--subject-pattern: needs a group, as in '(TCGA-\\w\\w-\\w{4})'")
     subjects = read_subjects(given.subjects)
     from medspark.lake import scan
-    from medspark.lake.files import locate
+    from medspark.lake.files import check_writable, locate
 
     scan.resolve(given.input)
     locate(given.lake)
@@ -121,6 +126,8 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
         tuple(given.input), given.dataset, subjects, given.subject_pattern, given.subject_domain, given.retry_rejected, given.dry_run
     )
     logs.configure("", given.log_level)
+    if not given.dry_run:
+        check_writable(given.lake)
     if not keyless_dry_run:
         card.check_key(given.lake, ids, create=not given.dry_run)
     spark = session.build(f"medspark {kind.job}", settings.spark)

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import fs as pafs
 
 from medspark.lake import owner
 from medspark.lake.files import PRIVATE, DataFile, admitted_paths
@@ -32,6 +33,8 @@ DATA = ("pixels", "labels", "tiles", "slices", "photos", "planes", "regions", "g
 """Tables that a batch may append to before it closes; children before parents."""
 KEYED = {"subjects": "subject_key", "slides": "slide_id", "grids": "grid_id", "series": "series_id"}
 """Tables whose rows several batches may bring: the first one stays."""
+WHOLE_LAKE = "lock:lake"
+"""The lock of a job that needs the lake to itself (`Batch.claim_alone`): while it is held no batch opens."""
 WAIT_S = 0.4  # between two looks at a parent that another live batch holds
 
 
@@ -85,7 +88,7 @@ class Batch:
                 pairs = set(zip(held.column(0).to_pylist(), held.column(1).to_pylist(), strict=True))
                 mine = [source for source in wanted if (source, self.key) not in pairs]
                 parents = sorted({f"lock:{locks[source]}" for source in mine if source in locks})
-                busy = any((parent, "") in pairs for parent in parents)
+                busy = any((parent, "") in pairs for parent in (WHOLE_LAKE, *parents))
                 if busy or not mine:
                     return [], []
                 self.claimed, self.locks = tuple(mine), tuple(parents)
@@ -109,6 +112,26 @@ class Batch:
         if not left:
             self.release()
         return left
+
+    def claim_alone(self) -> list[str]:
+        """Claims the whole lake, so that every other claim waits until `release`; returns the batches that are open (then nothing is claimed)."""
+        others: list[str] = []
+
+        def build(version: int) -> tuple[list[DataFile], list[DataFile]]:
+            nonlocal others
+            held = self.lake.read("claims", ["batch_id"], files=self.lake.files("claims", version))
+            others = sorted(set(held.column(0).to_pylist()))
+            if others:
+                return [], []
+            self.claimed, self.locks = (), (WHOLE_LAKE,)
+            self._file = self._rows()
+            return [self._file] if self._file else [], []
+
+        self._file = None
+        self.lake.transact("claims", build, metadata=self.metadata, reads=True)
+        if not others:
+            threading.Thread(target=self._renew, daemon=True, name=f"lease-{self.batch_id[:8]}").start()
+        return others
 
     @property
     def key(self) -> str:
@@ -140,6 +163,13 @@ class Batch:
             old, new = self._file, self._rows() if state is not None else None
             self.lake.transact("claims", lambda version: ([new] if new else [], [old]), metadata=self.metadata)
             self._file = new
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """The lease is new and nothing of this batch is written into ``claims`` meanwhile: for a moment much shorter than the lease."""
+        self._replace(self._state)
+        with self._guard:
+            yield
 
     def _renew(self) -> None:
         while not self._stop.wait(self.lease_s / 3):
@@ -198,6 +228,8 @@ class Batch:
     def _abandon(self) -> None:
         self._stop.set()
         with contextlib.suppress(Exception):  # whatever fails here is left to the next job's recovery
+            if not self.lake.committed("pixels", app(self.batch_id)):
+                discard(self.lake, self.batch_id)  # first of all: if the disk is full, there is no room for a fence
             if not _closed(self.lake, self.batch_id):
                 fence(self.lake, self.batch_id)
                 roll_back(self.lake, self.batch_id)
@@ -279,6 +311,14 @@ def fence(lake: Lake, batch_id: str) -> None:
             lake.transact(table, [], app(batch_id), said)
         if table == "sources" and _closed(lake, batch_id):
             return
+
+
+def discard(lake: Lake, batch_id: str) -> None:
+    """Removes the stage and the payload files of a batch that has given up before it appended any."""
+    lake.filesystem_delete(lake.folder(PRIVATE, batch_id))
+    for info in lake.filesystem.get_file_info(pafs.FileSelector(lake.folder("pixels"), allow_not_found=True)):
+        if info.base_name.startswith(f"part-{batch_id}-"):
+            lake.filesystem.delete_file(info.path)
 
 
 def roll_back(lake: Lake, batch_id: str) -> None:

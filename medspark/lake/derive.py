@@ -80,10 +80,14 @@ def _with_known_photos(lake: Lake, units: Sequence[Unit]) -> list[Unit]:
     return found
 
 
-def existing_slices(lake: Lake, instances: Iterable[str], columns: Sequence[str]) -> pa.Table:
-    """Rows of ``slices`` whose series_instance_id is among ``instances``; the small table ``series`` says first which there are."""
+def existing_slices(lake: Lake, instances: Iterable[str], columns: Sequence[str], besides: Iterable[str] = ()) -> pa.Table:
+    """Rows of ``slices`` whose series_instance_id is among ``instances``; the small table ``series`` says first which there are.
+
+    besides : series_ids that are in ``slices`` and not yet in ``series``: parts that late slices split off
+    """
     wanted = pa.array(sorted(instances), pa.string())
-    series = lake.read("series", ["series_id"], pc.field("series_instance_id").isin(wanted)).column(0).to_pylist()
+    known = lake.read("series", ["series_id"], pc.field("series_instance_id").isin(wanted)).column(0).to_pylist()
+    series = sorted({*known, *besides})
     if not series:
         return pa.schema([SLICES.arrow().field(name) for name in columns]).empty_table()
 
@@ -154,7 +158,7 @@ def replan(lake: Lake, batch_id: str, settings: Config) -> None:
     if not lake.exists("slices"):
         return
     paths = admitted_paths(lake.actions("slices"), "batch_id", [batch_id])
-    own = lake.read("slices", INSTANCE, pc.field("batch_id") == batch_id, files=paths)
+    own = lake.read("slices", [*INSTANCE, "series_id"], pc.field("batch_id") == batch_id, files=paths)
     if not own.num_rows:
         return
     # A series that came whole with this batch was assembled before its append: its row bears this batch's id.
@@ -163,9 +167,8 @@ def replan(lake: Lake, batch_id: str, settings: Config) -> None:
     grown = _instances(own) & _instances(older)
     if not grown:
         return
-    slices = existing_slices(
-        lake, {instance for _, instance in grown}, [*NEEDED, *(name for name in DERIVED if name not in NEEDED), *WRITTEN_BY]
-    )
+    columns = [*NEEDED, *(name for name in DERIVED if name not in NEEDED), *WRITTEN_BY]
+    slices = existing_slices(lake, {instance for _, instance in grown}, columns, pc.unique(own.column("series_id")).to_pylist())
     slices = slices.filter(_is_among(slices, grown))
     assembled = assemble(slices, settings.verdicts)
     changed = _changed(slices, assembled.slices)

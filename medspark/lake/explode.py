@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,15 +78,23 @@ class PayloadWriter:
             self._pending.append(batch.slice(start))
 
     def _flush(self) -> None:
-        if not self._pending:
-            return
+        if self._pending:
+            table, size = pa.Table.from_batches(self._pending), self._pending_bytes
+            self._pending, self._pending_bytes = [], 0
+            self._group(table, size)
+
+    def write_group(self, table: pa.Table) -> None:
+        """These rows as one row group, whatever its size: a file whose groups are to stay as they were."""
+        self._flush()
+        if table.num_rows:
+            self._group(table.cast(PIXELS.arrow()), table.nbytes)
+
+    def _group(self, table: pa.Table, size: int) -> None:
         if self._writer is None:
             self._open()
         assert self._writer is not None
-        table = pa.Table.from_batches(self._pending)
         self._writer.write_table(table, row_group_size=table.num_rows)
-        self._file_bytes += self._pending_bytes
-        self._pending, self._pending_bytes = [], 0
+        self._file_bytes += size
         if self._file_bytes >= FILE_BYTES:
             self._roll()
 
@@ -166,6 +175,8 @@ class Exploder:
     lake_uri: str
     run_id: str
     batch_id: str
+    only: frozenset[str] | None = None
+    """Image ids of which the payload is made again, and nothing else (`medspark.lake.upkeep.mend`); None: everything."""
 
     def __call__(self, units: Iterable[Unit], watch: Watcher, partition: int) -> Iterator[TaskResult]:
         filesystem, root, _ = locate(self.lake_uri)
@@ -177,6 +188,9 @@ class Exploder:
             for item in self._explode(unit, watch):
                 if isinstance(item, Rejection):
                     result.rejections.append(item)
+                elif self.only is not None:
+                    if item.table == "pixels" and len(wanted := chosen(item, self.only)):
+                        payload.write(with_checksums(wanted).to_arrow(self.run_id, self.batch_id))
                 elif item.table == "pixels":
                     payload.write(with_checksums(item).to_arrow(self.run_id, self.batch_id))
                     result.rows["pixels"] += len(item)
@@ -216,6 +230,16 @@ def _near(source: SourceFile, copies: ExitStack) -> SourceFile:
     ):  # one at a time: a unit's members together may be larger than memory, and more than a process may hold open
         return dataclasses.replace(source, bring=partial(local_copy, source))
     return dataclasses.replace(source, path=copies.enter_context(local_copy(source)))
+
+
+def chosen(rows: Rows, image_ids: frozenset[str]) -> Rows:
+    """The rows of the images named."""
+    keep = [place for place, image_id in enumerate(rows.columns["image_id"]) if image_id in image_ids]
+
+    def take(values: Any) -> Any:
+        return values.take(pa.array(keep, pa.int64())) if isinstance(values, pa.Array) else [values[place] for place in keep]
+
+    return Rows(rows.table, {name: take(values) for name, values in rows.columns.items()})
 
 
 def with_checksums(rows: Rows) -> Rows:

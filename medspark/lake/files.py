@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +24,7 @@ from medspark.tables.catalog import TABLES
 STRING_STATISTICS = 32  # Delta cuts strings in statistics at this length
 INDEXED_COLUMNS = 32  # Delta gathers statistics on the first 32 columns; the catalogue puts keys there
 NARROW_FILE_BYTES = 48 << 20  # narrow files of 32 to 64 MB keep min/max statistics selective
+FULL = "No space left on device"  # in the text of every error that a full disk causes, Python's, Arrow's and the JVM's
 PRIVATE = "_medspark"  # journals, stages and the lake's own card; Delta ignores folders that begin with an underscore
 
 
@@ -37,22 +41,23 @@ class DataFile:
     rows: int
     statistics: str
 
-    def add(self) -> str:
+    def add(self, data_change: bool = True) -> str:
+        """``data_change`` : False where rows only move between files, so that whoever follows the table sees nothing new."""
         action = {
             "path": self.path,
             "partitionValues": {},
             "size": self.size,
             "modificationTime": int(time.time() * 1000),
-            "dataChange": True,
+            "dataChange": data_change,
             "stats": self.statistics,
         }
         return json.dumps({"add": action})
 
-    def remove(self) -> str:
+    def remove(self, data_change: bool = True) -> str:
         action = {
             "path": self.path,
             "deletionTimestamp": int(time.time() * 1000),
-            "dataChange": True,
+            "dataChange": data_change,
             "partitionValues": {},
             "size": self.size,
         }
@@ -127,6 +132,26 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str, str]:
     except Exception as error:
         raise BadRequest(f"{uri}: no file system for this address here ({str(error).splitlines()[0][:200]})") from None
     return filesystem, path, uri.rstrip("/")
+
+
+def check_writable(uri: str) -> None:
+    """Raises `BadRequest` for a lake that cannot be written (read-only, not ours, disk full), by writing and removing one empty file."""
+    filesystem, root, _ = locate(uri)
+    probe = f"{root}/{PRIVATE}/.write-{uuid.uuid4().hex}"
+    try:
+        filesystem.create_dir(f"{root}/{PRIVATE}", recursive=True)
+        with filesystem.open_output_stream(probe) as stream:
+            stream.write(b"?")
+        filesystem.delete_file(probe)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(probe)
+        if error.errno == errno.ENOSPC or FULL in str(error):
+            raise BadRequest(f"--lake {uri}: its disk is full; free some space and run the job again, nothing is lost") from None
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise BadRequest(
+            f"--lake {uri}: cannot be written ({reason}); check the mount and who owns the folder, or work on a copy"
+        ) from None
 
 
 def storage_options(uri: str) -> dict[str, str] | None:

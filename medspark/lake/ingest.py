@@ -35,6 +35,7 @@ from medspark.lake.scan import Found, Ledger, Scanned, cuts_before, opened_up, r
 from medspark.lake.session import cores
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
+from medspark.lake.upkeep import damage, mend
 from medspark.tables import names
 from medspark.tables.rows import Rejection, Rows, rejected_rows
 from medspark.tables.work import Kind, Plan, SourceFile, Unit
@@ -133,6 +134,7 @@ class Ingest:
         extra = (self.ids.fingerprint, getattr(self.kind, "fingerprint", ""))
         self.fingerprint = self.settings.fingerprint(*self.kind.sections, extra=extra)
         self._skipped_suffixes: Counter[str] = Counter()
+        self._damaged: dict[str, list[Found]] = {}
 
     # ---- the run
 
@@ -149,10 +151,14 @@ class Ingest:
                     self.summary.extra["recovered"] = len(recovered)
         roots = self._roots()
         with self.summary.timed("scan"):
-            ledger = Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected, self._uri)
+            damaged = damage.load(self.lake)
+            again = damaged.sources(self.kind.job, self.fingerprint)
+            ledger = Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected, self._uri, again)
         for dataset, folders, files in roots:
             for found in self._new(dataset, folders, files, ledger):
                 self._batch(dataset, found)
+        if self._damaged and not self.request.dry_run:
+            self._mend(damaged)
         self.summary.versions = dict(self.lake.versions)
         if self._skipped_suffixes:
             self.summary.extra["skipped_by_suffix"] = dict(self._skipped_suffixes.most_common())
@@ -178,6 +184,8 @@ class Ingest:
         most = min(self.settings.ingest.batch_sources, getattr(self.kind, "batch_sources", self.settings.ingest.batch_sources))
         given = with_listed(files, self.kind, self.settings)
         for found in opened_up(walk(folders, given, self.lake.spark), self.kind, self.settings.guard):
+            if ledger.damaged(dataset, found):
+                self._damaged.setdefault(dataset, []).append(found)
             if ledger.knows(dataset, found):
                 self.summary.skipped += 1
                 continue
@@ -188,6 +196,25 @@ class Ingest:
             size += found.load
         if batch:
             yield batch
+
+    def _mend(self, damaged: damage.Damaged) -> None:
+        """Makes damaged payload of the sources that were met again; see `medspark.lake.upkeep.mend`."""
+        units: list[Unit] = []
+        with self.summary.timed("plan"):
+            for dataset, found in self._damaged.items():
+                scanned = self._scan(dataset, found)
+                sources = {self.ids.source(dataset, one.found.uri, one.sha256): one for one in scanned}
+                units += self.kind.plan(self._files(dataset, sources), self.ids, self.settings).units
+
+        def explode(batch_id: str, units: Sequence[Unit], images: frozenset[str]) -> list[TaskResult]:
+            return self._explode(batch_id, units, images)
+
+        lost = [one for one in damaged.lost if (one.job, one.settings) == (self.kind.job, self.fingerprint)]
+        with self.summary.timed("commit"):
+            outcome = mend.mend(self.lake, lost, units, explode, self.run_id, self.settings.ingest.lease_s)
+        self.summary.extra["mended"] = outcome.mended
+        if outcome.left:
+            self.summary.extra["not_mended"] = outcome.left
 
     # ---- one batch
 
@@ -220,7 +247,7 @@ class Ingest:
             with self.summary.timed("plan"):
                 units = derive.with_known(self.lake, self.kind.job, plan.units)
             with self.summary.timed("explode"):
-                results = self._explode(batch, units)
+                results = self._explode(batch.batch_id, units)
             with self.summary.timed("commit"):
                 self._commit(dataset, batch, sources, plan, results)
 
@@ -280,11 +307,11 @@ class Ingest:
                 return match.group(1)
         return None
 
-    def _explode(self, batch: Batch, units: Sequence[Unit]) -> list[TaskResult]:
-        work = Exploder(self.kind, self.ids, self.settings, self.lake.uri, self.run_id, batch.batch_id)
+    def _explode(self, batch_id: str, units: Sequence[Unit], only: frozenset[str] | None = None) -> list[TaskResult]:
+        work = Exploder(self.kind, self.ids, self.settings, self.lake.uri, self.run_id, batch_id, only)
         parts = tasks.split(units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark))
         self.progress(f"explode: {len(units)} units in {len(parts)} tasks")
-        journal = self._journal(batch.batch_id, "journal")
+        journal = self._journal(batch_id, "journal" if only is None else f"mend-{uuid.uuid4().hex[:8]}")
         return tasks.run(self.lake.spark, journal, parts, work, self.settings.guard.decode_s)
 
     def _commit(self, dataset: str, batch: Batch, sources: Mapping[str, Scanned], plan: Plan, results: list[TaskResult]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -231,27 +232,61 @@ def with_listed(files: Sequence[Found], kind: Kind, settings: Config) -> list[Fo
 class Ledger:
     """What the ledger knows of a job under its settings, as sorted 128-bit digests: 16 bytes a source, 340 MB at 21 million."""
 
-    def __init__(self, lake: Lake, job: str, settings: str, retry_rejected: bool, address: Callable[[str], str]) -> None:
-        """``address`` : uri -> what the ledger keeps of it."""
+    def __init__(
+        self,
+        lake: Lake,
+        job: str,
+        settings: str,
+        retry_rejected: bool,
+        address: Callable[[str], str],
+        damaged: Collection[str] = (),
+    ) -> None:
+        """``address`` : uri -> what the ledger keeps of it.  ``damaged`` : source_ids whose pixels are to be made again."""
         self.address = address
+        self._damaged: set[bytes] = set()
         digests: list[np.ndarray] = []
         for path in lake.files("sources"):
             with lake.filesystem.open_input_file(path) as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(
-                    batch_size=65_536, columns=["dataset", "uri", "size_bytes", "modified_at", "job", "settings", "status"]
+                    batch_size=65_536,
+                    columns=[
+                        "dataset",
+                        "uri",
+                        "size_bytes",
+                        "modified_at",
+                        "job",
+                        "settings",
+                        "status",
+                        *(["source_id"] if damaged else []),
+                    ],
                 ):
                     rows = batch.to_pydict()
+                    sources = rows.pop("source_id", [])
                     known = [
                         self.digest(dataset, uri, size, round(at.timestamp() * 1e6))
                         for dataset, uri, size, at, by, under, status in zip(*rows.values(), strict=True)
                         if by == job and under == settings and not (retry_rejected and status == "rejected")
                     ]
                     digests.append(np.frombuffer(b"".join(known), "V16") if known else np.empty(0, "V16"))
+                    for place, source in enumerate(sources):
+                        if source in damaged and (rows["job"][place], rows["settings"][place]) == (job, settings):
+                            self._damaged.add(
+                                self.digest(
+                                    rows["dataset"][place],
+                                    rows["uri"][place],
+                                    rows["size_bytes"][place],
+                                    round(rows["modified_at"][place].timestamp() * 1e6),
+                                )
+                            )
         self.known = np.sort(np.concatenate(digests)) if digests else np.empty(0, "V16")
 
     @staticmethod
     def digest(dataset: str, uri: str, size: int, modified_us: int) -> bytes:
         return hashlib.blake2b(f"{dataset}\0{uri}\0{size}\0{modified_us}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+    def damaged(self, dataset: str, found: Found) -> bool:
+        """Whether pixels that came from this very file are damaged in the lake."""
+        return bool(self._damaged) and self.digest(dataset, self.address(found.uri), found.size, found.modified_us) in self._damaged
 
     def knows(self, dataset: str, found: Found) -> bool:
         if not len(self.known):
@@ -313,6 +348,8 @@ def reader(kind: Kind, ids: Ids, settings: Config, dataset: str) -> Callable[[It
             except SkippedSource as error:
                 yield Scanned(found, sha256, message=error.hint)
             except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # this machine's disk, no fault of the file
+                    raise
                 yield Scanned(found, sha256, code="UNKNOWN_KIND", message=f"the file cannot be read ({type(error).__name__})")
             except Exception as error:  # a file that no parser foresaw must not stop the job; its kind and place are kept
                 yield Scanned(found, sha256, code="DECODE_FAILED", message=unexpected(error))

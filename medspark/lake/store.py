@@ -151,12 +151,14 @@ class Lake:
         app: str | None = None,
         metadata: str = "",
         reads: bool = False,
+        data_change: bool = True,
     ) -> int | None:
         """One Delta transaction: adds files (and removes some); retried on conflict. Returns the version, None when nothing was to be done.
 
         build : files to add, or read version -> (files to add, files to remove)
         app : idempotence and fencing: a transaction with this application id commits at most once in the table's life
         reads : the transaction read the whole table, so any concurrent change conflicts and it is built again
+        data_change : False where the same rows only move into other files
         """
         spark, jvm = self.spark, self.spark._jvm
         delta = jvm.org.apache.spark.sql.delta
@@ -181,9 +183,9 @@ class Lake:
                     delta.actions.Action.fromJson(json.dumps({"txn": {"appId": app, "version": 1, "lastUpdated": int(time.time() * 1000)}}))
                 )
             for file in adds:
-                actions.add(delta.actions.Action.fromJson(file.add()))
+                actions.add(delta.actions.Action.fromJson(file.add(data_change)))
             for file in removes:
-                actions.add(delta.actions.Action.fromJson(file.remove()))
+                actions.add(delta.actions.Action.fromJson(file.remove(data_change)))
             none = jvm.scala.Option.empty()
             said = jvm.scala.Option.apply(metadata) if metadata else none
             write = getattr(delta, "DeltaOperations$Write")(jvm.org.apache.spark.sql.SaveMode.Append, none, none, said)

@@ -40,6 +40,10 @@ SLACK_S = 1.0  # the timer is armed once in this time (or a quarter of its secon
 RESUBMISSIONS = 25  # of one stage by the driver; each must have found a new culprit
 
 
+class Unwritable(BaseException):
+    """The lake's disk is full, or gone: no fault of the source, so it passes every handler that would reject one, and ends the task."""
+
+
 @dataclass(frozen=True)
 class Journal:
     """Where the attempts of a stage write what they have open.
@@ -121,9 +125,12 @@ class Watcher:
             how = "did not end in time" if code == "DECODER_TIMEOUT" else "ended its process"
             raise Rejected(code, f"decoding it {how}")
         text = json.dumps({"source": source.source_id, "what": what})
-        if text != self._last:
-            self._write(text)
-        self._arm(self.seconds + source.size_bytes / SLOWEST_BYTES_PER_S)
+        try:
+            if text != self._last:
+                self._write(text)
+            self._arm(self.seconds + source.size_bytes / SLOWEST_BYTES_PER_S)
+        except OSError as error:
+            raise Unwritable(f"the task's journal cannot be written: {error}") from None
 
     def _arm(self, allowed: float) -> None:
         now, slack = time.monotonic(), min(SLACK_S, self.seconds / 4)

@@ -52,6 +52,17 @@ def test_files_one_by_one_in_any_order_give_the_same_lake(spark: Any, tmp_path: 
     harness.keys_unique(fed)
 
 
+def test_late_slices_that_split_their_series_off_get_their_row(spark: Any, tmp_path: Path) -> None:
+    """Late slices of a known SeriesInstanceUID in another frame of reference are a series of their own, as when all came at once."""
+    first = phantoms.write_series(tmp_path / "in" / "a", [0, 2])
+    late = phantoms.write_series(tmp_path / "in" / "b", [4], FrameOfReferenceUID=phantoms.ROOT + "44", SOPInstanceUID=("7.1",))
+    harness.run(spark, tmp_path / "lake", [first])
+    harness.run(spark, tmp_path / "lake", [late])
+    harness.run(spark, tmp_path / "whole", [first, late])
+    assert len(harness.rows(tmp_path / "whole", "series")) == 2
+    harness.same(tmp_path / "whole", tmp_path / "lake")
+
+
 def test_equal_and_conflicting_instances(spark: Any, tmp_path: Path) -> None:
     folder = phantoms.write_series(tmp_path / "ct", [0, 2])
     (folder / "copy.dcm").write_bytes((folder / "IM0000.dcm").read_bytes())

@@ -1,0 +1,254 @@
+"""Forgetting a subject: no file of the lake, its log, its feeds or its past holds it; the others lose nothing; a killed run is completed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medspark.errors import BadRequest
+from medspark.lake import pins
+from medspark.lake.batch import Batch
+from medspark.lake.files import DataFile
+from medspark.lake.store import Lake
+from medspark.lake.upkeep import feeds, forget
+from medspark.lake.upkeep.proof import Seeker
+from tests.lake import harness
+from tests.lake.patients import two_patients, upkeep
+from tests.phantoms import series as phantoms
+
+
+def words(lake: Path, subject: str) -> set[str]:
+    """What this test knows of a subject by itself: keys, ids and addresses, from the rows before they go."""
+    found = {subject}
+    for table, columns in {
+        "slices": ("image_id", "series_id", "source_id", "study_id", "sop_instance_id", "series_instance_id"),
+        "series": ("series_id", "study_id", "series_instance_id", "frame_of_reference_id"),
+    }.items():
+        for row in harness.rows(lake, table):
+            if row["subject_key"] == subject:
+                found |= {row[name] for name in columns if row[name]}
+    found |= {row["uri"] for row in harness.rows(lake, "sources") if row["source_id"] in found}
+    return found
+
+
+def holding(lake: Path, said: set[str]) -> set[str]:
+    """Files that hold one of the words: every value of every Parquet file on the disk, every other file as text."""
+    found = set()
+    for path in lake.rglob("*"):
+        if path.is_file():
+            text = path.read_bytes().decode("latin-1")
+            if path.suffix == ".parquet":
+                text += json.dumps(pq.read_table(path).to_pylist(), default=str)
+            if any(word in text for word in said):
+                found.add(str(path.relative_to(lake)))
+    return found
+
+
+def others(lake: Path, subject: str, said: set[str]) -> dict[str, list[str]]:
+    return {table: [row for row in rows if not any(word in row for word in said)] for table, rows in harness.content(lake).items()}
+
+
+def feed(spark: Any, lake: Path, name: str) -> None:
+    """A feed as a Delta table of plain Parquet with a card, two row groups of which one is mixed."""
+    rows = harness.table(lake, "slices").select(["image_id", "subject_key"]).sort_by("image_id")
+    folder = lake / "feeds" / name
+    spark.createDataFrame([], "image_id string, subject_key string").write.format("delta").save(str(folder))
+    with pq.ParquetWriter(folder / "part-0.parquet", rows.schema) as writer:
+        writer.write_table(rows.slice(0, 2))
+        writer.write_table(rows.slice(2))
+    here = Lake(spark, str(lake))
+    here.transact(f"feeds/{name}", [DataFile("part-0.parquet", (folder / "part-0.parquet").stat().st_size, rows.num_rows, "")])
+    (folder / "card.json").write_text(json.dumps({"tables": {"slices": here.snapshot("slices").version()}, "files": ["part-0.parquet"]}))
+
+
+@pytest.mark.spark
+def test_nothing_of_the_subject_is_left_and_nothing_of_the_others_is_lost(spark: Any, tmp_path: Path) -> None:
+    lake, (jones, _, _) = two_patients(spark, tmp_path)
+    (jones / "notes-on-jones.dcm").write_text("no image")
+    harness.run(spark, lake, [jones])
+    late = phantoms.write_series(
+        tmp_path / "in" / "smith" / "late",
+        [6],
+        PatientID="P2",
+        StudyInstanceUID=phantoms.ROOT + "33",
+        SeriesInstanceUID=phantoms.ROOT + "22",
+        FrameOfReferenceUID=phantoms.ROOT + "44",
+        SOPInstanceUID=("8.3",),
+    )
+    harness.run(spark, lake, [late])
+    upkeep(spark, lake, cluster=True)
+    by_count = {}
+    for row in harness.rows(lake, "slices"):
+        by_count.setdefault(row["subject_key"], []).append(row["image_id"])
+    subject = next(key for key, images in by_count.items() if len(images) == 3 and harness.rows(lake, "labels")[0]["subject_key"] == key)
+    feed(spark, lake, "lungs")
+    pins.pin(Lake(spark, str(lake)), "run-1", {"slices": 1}, model="models:/lungs/1")
+    said = words(lake, subject) | {"notes-on-jones", "seg.dcm"}
+    runs = {row["run_id"] for row in harness.rows(lake, "slices") if row["subject_key"] == subject}
+    before = others(lake, subject, said)
+    assert len(holding(lake, said)) > 20
+
+    planned = upkeep(spark, lake, forget=subject, dry_run=True)["forgotten"]
+    assert planned["rows"]["slices"] == planned["rows"]["pixels"] == 3 and len(harness.rows(lake, "slices")) == 6
+    lines: list[str] = []
+    done = upkeep(spark, lake, lines, forget=subject)["forgotten"]
+    assert holding(lake, said) == set()
+    assert done["rows"]["slices"] == done["rows"]["pixels"] == 3 and done["rows"]["labels"] and done["rows"]["subjects"] == 1
+    assert done["used_by"]["runs"] and runs <= set(done["used_by"]["runs"])
+    assert done["used_by"]["feeds"] == ["feeds/lungs"]
+    assert done["used_by"]["pins"] == ["run-1", "feed:lungs"] and done["used_by"]["models"] == ["models:/lungs/1"]
+    assert any("notes-on-jones" in line for line in lines) and any("seg.dcm" in line for line in lines)
+    assert not (lake / "_medspark" / "forget").exists() or not list((lake / "_medspark" / "forget").iterdir())
+
+    assert harness.content(lake) == {table: rows for table, rows in others(lake, subject, said).items()}
+    after = harness.content(lake)
+    for table in after:
+        if table not in ("rejected",):
+            assert after[table] == before[table], table
+    card = json.loads((lake / "feeds" / "lungs" / "card.json").read_text())
+    kept = pq.ParquetFile(lake / "feeds" / "lungs" / card["files"][0])
+    assert kept.metadata.num_rows == 3 and card["files"] == [card["files"][0]] and card["tables"] == {}
+    assert spark.read.format("delta").load(str(lake / "feeds" / "lungs")).count() == 3
+    # The lake is sound, and goes on.
+    assert upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"] == []
+    assert {table: spark.read.format("delta").load(str(lake / table)).count() for table in ("slices", "pixels", "sources")} == {
+        "slices": 3,
+        "pixels": 3,
+        "sources": len(after["sources"]),
+    }
+    upkeep(spark, lake, vacuum_hours=0)
+    with pytest.raises(BadRequest, match="no such subject"):
+        upkeep(spark, lake, forget=subject)
+    summary = harness.run(spark, lake, [tmp_path / "in"])
+    assert summary.written["slices"] == 3, "the originals bring the subject back: they are named for that reason"
+    harness.keys_unique(lake)
+    assert harness.rows(lake, "claims") == []
+
+
+class Killed(BaseException):
+    """In place of a signal: ends the run at a step, nothing after it happens in this process."""
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_a_run_that_died_anywhere_is_completed(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dies after the payload, after each table, before the past is cut, before the search: given again, it ends as an undisturbed one."""
+    lake, _ = two_patients(spark, tmp_path)
+    subject = harness.rows(lake, "labels")[0]["subject_key"]
+    said = words(lake, subject) | {"seg.dcm"}
+    kept = others(lake, subject, said)
+    original, steps, last = Lake.transact, 0, 0
+
+    def transact(self: Lake, *given: Any, **named: Any) -> Any:
+        nonlocal steps
+        version = original(self, *given, **named)
+        if version is not None and given[0] != "claims":  # its own claim is not a step
+            steps += 1
+            if steps == last:
+                raise Killed
+        return version
+
+    for last in (1, 2, 4, 8):  # noqa: B007 (read by `transact`)
+        steps = 0
+        monkeypatch.setattr(Lake, "transact", transact)
+        with pytest.raises(Killed):
+            upkeep(spark, lake, forget=subject)
+        monkeypatch.setattr(Lake, "transact", original)
+    monkeypatch.setattr(forget.proof, "hits", lambda *given: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        upkeep(spark, lake, forget=subject)
+    monkeypatch.undo()
+    done = upkeep(spark, lake, forget=subject)["forgotten"]
+    assert done["images"] == 3, "what the first run had found is remembered, though the rows are gone"
+    assert holding(lake, said) == set()
+    assert {table: rows for table, rows in harness.content(lake).items() if rows} == {table: rows for table, rows in kept.items() if rows}
+    assert upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"] == []
+
+
+@pytest.mark.spark
+def test_refused_beside_others_and_for_nobody(spark: Any, tmp_path: Path) -> None:
+    lake, _ = two_patients(spark, tmp_path)
+    subject = harness.rows(lake, "labels")[0]["subject_key"]
+    for wrong, match in (("JONES", "32 hexadecimal digits"), ("0" * 32, "no such subject")):
+        with pytest.raises(BadRequest, match=match):
+            upkeep(spark, lake, forget=wrong)
+    batch = Batch(Lake(spark, str(lake)), "run", "explode_series", "x", 60.0)
+    batch.claim(["somebody"], {})
+    with pytest.raises(BadRequest, match="is open"):
+        upkeep(spark, lake, forget=subject)
+    batch.release()
+
+
+@pytest.mark.spark
+def test_what_is_shared_stays(spark: Any, tmp_path: Path) -> None:
+    """One file of another patient in the folder, one annotation of both: neither ledger row goes with the first patient."""
+    lake, (jones, _, smith) = two_patients(spark, tmp_path)
+    stray = phantoms.write_series(tmp_path / "more", [0], PatientID="P9", SeriesInstanceUID=phantoms.ROOT + "91", SOPInstanceUID=("9.9",))
+    next(stray.iterdir()).rename(jones / "zz-other.dcm")
+    (jones / "broken.dcm").write_bytes(b"")
+    harness.run(spark, lake, [jones, smith])
+    subject = harness.rows(lake, "labels")[0]["subject_key"]
+    upkeep(spark, lake, forget=subject)
+    left = {Path(row["uri"]).name for row in harness.rows(lake, "sources")}
+    assert {"zz-other.dcm", "broken.dcm"} <= left, "in a folder of several patients nothing is taken for one's own"
+    assert len(harness.rows(lake, "slices")) == 3
+
+
+def test_a_feeds_file_keeps_its_compression(tmp_path: Path) -> None:
+    rows = pa.table({"image_id": ["a", "b", "c"], "subject_key": ["s", "t", "s"], "bytes": [b"1" * 100, b"2" * 100, b"3" * 100]})
+    pq.write_table(
+        rows, tmp_path / "f.parquet", compression={"image_id": "zstd", "subject_key": "snappy", "bytes": "none"}, row_group_size=2
+    )
+    here = Lake(None, str(tmp_path))  # type: ignore[arg-type]
+    file = pq.ParquetFile(tmp_path / "f.parquet")
+    kept = [feeds.kept_rows(file.read_row_group(group, columns=["subject_key"]), {"subject_key": pa.array(["s"])}) for group in range(2)]
+    made = feeds.copy_file(here, "g.parquet", "g.parquet", file, kept)
+    after = pq.ParquetFile(tmp_path / "g.parquet")
+    assert made.rows == 1 and after.read().to_pylist() == [rows.to_pylist()[1]]
+    group = after.metadata.row_group(0)
+    assert [group.column(place).compression for place in range(3)] == ["ZSTD", "SNAPPY", "UNCOMPRESSED"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["x", "S"]),
+        pa.array([["x"], ["y", "S"]]),
+        pa.array([[("k", "v")], [("k", "S")]], pa.map_(pa.string(), pa.string())),
+        pa.array([[("k", "v")], [("S", "v")]], pa.map_(pa.string(), pa.string())),
+        pa.array([{"a": "x", "b": 1}, {"a": "S", "b": 2}]),
+        pa.array([[{"a": ["x"]}], [{"a": ["y", "S"]}]]),
+        pa.array(["x", "y" * 100 + '"S"']),
+        pa.array(["x", "S"]).dictionary_encode(),
+    ],
+    ids=["plain", "list", "map value", "map key", "struct", "deep", "within a long text", "dictionary"],
+)
+def test_the_search_finds_a_trace_wherever_a_column_can_hold_it(tmp_path: Path, column: pa.Array) -> None:
+    word = "0123456789abcdef" * 2
+    path = tmp_path / "f.parquet"
+    seeker = Seeker(str(tmp_path), frozenset({word}), (word,))
+    for said in (word, "f" * 32):
+        values = json.loads(json.dumps(column.to_pylist()).replace("S", said))
+        typed = [[tuple(pair) for pair in row] for row in values] if pa.types.is_map(column.type) else values
+        kind = pa.string() if pa.types.is_dictionary(column.type) else column.type
+        pq.write_table(pa.table({"n": [1, 2], "c": pa.array(typed, kind)}), path)
+        hits = list(seeker([(str(path), 1)], lambda source, what="": None, 0))
+        assert [hit.what for hit in hits] == (["c"] if said == word else []), said
+
+
+def test_the_search_reads_texts_and_takes_no_part_for_the_whole(tmp_path: Path) -> None:
+    seeker = Seeker(str(tmp_path), frozenset({"2.25.12345", "file:///data/jones/a.dcm"}), ())
+    for text, found in (
+        ('{"max":"2.25.12345"}', True),
+        ('{"max":"2.25.123456"}', False),
+        ('{"uri":"file:///data/jones/a.dcm"}', True),
+        ('{"uri":"file:///data/jones/a.dcm.bak"}', False),
+    ):
+        path = tmp_path / "00000000000000000007.json"
+        path.write_text(text)
+        assert bool(list(seeker([(str(path), 1)], lambda source, what="": None, 0))) is found, text
