@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import deltalake
 import pyarrow as pa
@@ -42,7 +43,7 @@ def table(lake: Path, name: str) -> pa.Table:
     path = lake / name
     if not (path / "_delta_log").exists():
         return TABLES[name].arrow().empty_table()
-    files = deltalake.DeltaTable(str(path)).file_uris()
+    files = [unquote(file) for file in deltalake.DeltaTable(str(path)).file_uris()]  # it encodes spaces and letters beyond ASCII
     return pads.dataset(files, schema=TABLES[name].arrow(), format="parquet").to_table() if files else TABLES[name].arrow().empty_table()
 
 
