@@ -62,21 +62,18 @@ def register(spark: SparkSession, lake: Lake, database: str, keep: bool = True) 
     absent = _begun(lake)
     lasting = spark.conf.get("spark.sql.catalogImplementation") == "hive"
     where = None if lasting else folder() / "warehouse" / database
-    head, creation = _database(lake, database, where), _tables(lake, database, absent)
-    before = spark.catalog.currentDatabase()
+    head = _database(lake, database, where)
+    creation = [*_tables(lake, database, absent), *(_view(view, database) for view in VIEWS)]
     spark.sql(head)
     _make_room(spark, lake, database, absent)
     stray = spark.conf.get(NO_STRAY_TABLES, None)
     spark.conf.set(NO_STRAY_TABLES, "false")
     try:
-        for statement in (*creation, f"USE {database}", *map(_view, VIEWS)):
+        for statement in creation:
             spark.sql(statement)
     finally:
         spark.conf.unset(NO_STRAY_TABLES) if stray is None else spark.conf.set(NO_STRAY_TABLES, stray)
-        spark.catalog.setCurrentDatabase(before)
-    kept = None
-    if keep and not lasting:
-        kept = _keep(lake, database, [head, *creation, f"USE {database}", *map(_view, VIEWS), "USE default"])
+    kept = _keep(lake, database, [head, *creation]) if keep and not lasting else None
     names = tuple(name for name in TABLES if name not in absent)
     return Registered(names, tuple(view.name for view in VIEWS), absent, kept)
 
@@ -107,9 +104,10 @@ def _tables(lake: Lake, database: str, absent: tuple[str, ...]) -> list[str]:
     return tables + [f"CREATE OR REPLACE VIEW {database}.{name} AS {empty(TABLES[name])}" for name in absent]
 
 
-def _view(view: View) -> str:
+def _view(view: View, database: str) -> str:
     columns = ", ".join(f"{item.name} COMMENT {literal(item.doc)}" for item in view.items)
-    return f"CREATE OR REPLACE VIEW {view.name} ({columns}) COMMENT {literal(view.doc)} AS {' '.join(view.text.split())}"
+    text = " ".join(view.within(database).split())
+    return f"CREATE OR REPLACE VIEW {database}.{view.name} ({columns}) COMMENT {literal(view.doc)} AS {text}"
 
 
 def _make_room(spark: SparkSession, lake: Lake, database: str, absent: tuple[str, ...]) -> None:

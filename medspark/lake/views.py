@@ -6,10 +6,13 @@ only one of them has, but ``explode``, which is a macro in DuckDB; whole numbers
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from medspark.tables.catalog import TABLES
 from medspark.tables.schema import Table, comment
+
+_TABLE = re.compile(rf"\b(FROM|JOIN) ({'|'.join(TABLES)})\b")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class View:
     @property
     def text(self) -> str:
         return "SELECT " + ", ".join(f"{item.expression} AS {item.name}" for item in self.items) + " " + self.source
+
+    def within(self, database: str) -> str:
+        """The text with its tables named within a database, whatever else has their names in the session."""
+        return _TABLE.sub(rf"\1 {database}.\2", self.text)
 
 
 def _of(table: str, alias: str, names: str) -> list[Item]:

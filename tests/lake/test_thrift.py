@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,7 +38,8 @@ def beeline(url: str, query: str) -> list[str]:
     command = [program, "-u", url, "--silent=true", "--outputformat=tsv2", "--showHeader=false", "-e", query]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if line.strip() and not line.startswith("0: jdbc")]
+    lines = (re.sub(r"^0: jdbc:\S+> ", "", line) for line in done.stdout.splitlines())  # the first row follows the prompt
+    return [line for line in lines if line.strip()]
 
 
 @pytest.mark.spark

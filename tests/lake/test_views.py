@@ -41,6 +41,8 @@ def plain(value: Any) -> Any:
         return bytes(value).hex()
     if hasattr(value, "asDict"):
         return plain(value.asDict())
+    if isinstance(value, (list, tuple, dict)) and not value:
+        return []  # Arrow writes an empty map as an empty list
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in sorted(value.items())}
     if isinstance(value, (list, tuple)):
@@ -136,6 +138,7 @@ def test_agreement_of_two_readers_is_one_query(spark: Any, built: reading.Built)
 def test_registration(spark: Any, built: reading.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     lake = Lake(spark, str(built.uri))
+    sql.register(spark, str(built.uri))  # a session that has temporary views of these names, as notebooks do
     for _ in range(2):
         done = register.register(spark, lake, "reg_test")
     assert spark.catalog.currentDatabase() == "default"
@@ -186,7 +189,7 @@ def test_register_lake_and_two_spark_sql_at_once(built: reading.Built, tmp_path:
     env = {"SPARK_CONF_DIR": str(conf_dir(tmp_path / "conf")), "XDG_CONFIG_HOME": str(tmp_path / "config")}
     refused = harness.job("register_lake", "--lake", tmp_path / "nothing", "--database", "med", submit=True, env=env)
     _, err = refused.communicate(timeout=200)
-    assert refused.returncode == 2 and "no lake there" in err.splitlines()[-1]
+    assert refused.returncode == 2 and "register_lake: --lake" in err and "no lake there" in err
     summary = harness.ended(harness.job("register_lake", "--lake", built.uri, "--database", "med", submit=True, env=env))
     assert (summary["database"], set(summary["tables"]), summary["absent"]) == ("med", set(TABLES), [])
     gone = tmp_path / "config" / "medspark" / "sql" / "gone.sql"
