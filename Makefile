@@ -1,13 +1,14 @@
 # Every target that needs the environment makes it first; once it is ready that costs a fraction of a second.
 PYTHON ?=
 OUT ?= demo
+LAKE ?= demo/lake
 SHELL := /bin/bash
 BIN := .venv/bin
 # The set-up program runs on any Python 3 and looks for 3.11 itself; PYTHON=/path/to/python3.11 names one.
 BOOT := $(shell for p in python3.11 python3 python; do if $$p -c '' 2>/dev/null; then echo $$p; break; fi; done)
 export PYTHON
 
-.PHONY: help setup demo test check bench doctor format clean
+.PHONY: help setup demo thrift sql test check bench doctor format clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -18,6 +19,12 @@ setup:  ## make .venv with everything in it (a second call ends at once)
 
 demo: setup  ## slides and CT in, answers and pictures out, in the folder demo (OUT=... for another, DATA=embedded for no files)
 	$(BIN)/python -m medspark demo --out $(OUT) $(if $(DATA),--data $(DATA))
+
+thrift: setup  ## a lake over JDBC, on loopback, until Ctrl-C (LAKE=demo/lake, PORT=10000)
+	@$(BIN)/python -m medspark thrift --lake "$(LAKE)" $(if $(PORT),--port $(PORT))
+
+sql: setup  ## Spark's JDBC shell on a lake (LAKE=demo/lake)
+	@$(BIN)/python -m medspark beeline --lake "$(LAKE)"
 
 test: setup  ## all tests (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -15,6 +15,7 @@ ENGINE = [
     "pyspark>=4.0,<4.1",  # 4.1 wants pyarrow >= 15
     "delta-spark>=4.0,<4.1",
     "deltalake>=1.6,<2",
+    "duckdb>=2.0,<3",
     "pyarrow>=14,<15",  # 15 removes the data set API that Petastorm reads by
     "numpy>=1.26,<2",
     "pandas>=2.2,<3",
@@ -54,7 +55,6 @@ EXTRAS = {
         "mypy>=1.13",
         "import-linter>=2.1",
         "codespell>=2.3",
-        "duckdb>=1.1",
         "SimpleITK>=2.4",
         "pyvips>=3",
         "pyvips-binary>=8.16",

@@ -34,3 +34,21 @@ case " $* " in
     SPARK_SUBMIT_OPTS="-XX:TieredStopAtLevel=1 ${SPARK_SUBMIT_OPTS:-}"
     ;;
 esac
+
+# spark-sql: the databases of jobs/register_lake.py whose lake is there. Each process runs these statements when it starts (.hiverc), into a
+# catalogue of its own, so that any number may run at once.
+case " $* " in
+  *SparkSQLCLIDriver*)
+    medspark_sql="${XDG_CONFIG_HOME:-$HOME/.config}/medspark/sql"
+    if [ -z "${HIVE_CONF_DIR:-}" ] && [ -d "$medspark_sql" ]; then
+      HIVE_CONF_DIR="$medspark_sql"
+      for medspark_file in "$medspark_sql"/*.sql; do
+        [ -f "$medspark_file" ] || continue
+        IFS= read -r medspark_lake < "$medspark_file"
+        medspark_lake="${medspark_lake#-- medspark lake: }"
+        case "$medspark_lake" in *://*) ;; *) [ -d "$medspark_lake" ] || continue ;; esac
+        cat "$medspark_file"
+      done > "$medspark_sql/.hiverc.$$" && mv -f "$medspark_sql/.hiverc.$$" "$medspark_sql/.hiverc"
+    fi
+    unset medspark_sql medspark_file medspark_lake ;;
+esac

@@ -1,4 +1,4 @@
-"""Small tools: ``python -m medspark status|sql|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
+"""Small tools: ``python -m medspark status|sql|thrift|beeline|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ def main(argv: list[str] | None = None) -> int:
     sql.add_argument("--lake", required=True, metavar="URI")
     sql.add_argument("--rows", type=int, default=50, help="rows to show (50)")
     sql.add_argument("query")
+    thrift = tools.add_parser("thrift", help="a lake over JDBC, on loopback, until Ctrl-C")
+    thrift.add_argument("--lake", required=True, metavar="URI")
+    thrift.add_argument("--port", type=int, help="port (10000, or a free one where that is taken; 0: a free one)")
+    thrift.add_argument("--database", default="lake", metavar="NAME", help="database that the tables and views are in (lake)")
+    beeline = tools.add_parser("beeline", help="Spark's JDBC shell on a lake; further options are beeline's own")
+    beeline.add_argument("--lake", required=True, metavar="URI")
     demo = tools.add_parser("demo", help="slides and CT in, tables, answers and pictures out")
     demo.add_argument("--out", default="demo", metavar="FOLDER")
     demo.add_argument("--data", metavar="FOLDER|embedded", help="real files to use (../shared/data where it is there, else embedded ones)")
     tools.add_parser("doctor", help="what is in order on this machine and what is not", add_help=False)
     given, rest = parser.parse_known_args(argv)
-    if rest and given.tool != "doctor":
+    if rest and given.tool not in ("doctor", "beeline"):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     try:
         return _run(given, rest)
@@ -55,6 +61,13 @@ def _run(given: argparse.Namespace, rest: list[str]) -> int:
         spark = session.build("medspark sql")
         lake_sql.register(spark, given.lake)
         lake_sql.query(spark, given.query).show(given.rows, truncate=False)
+        return 0
+    if given.tool in ("thrift", "beeline"):
+        from medspark.lake import thrift
+
+        if given.tool == "beeline":
+            return thrift.beeline(given.lake, rest)
+        thrift.serve(given.lake, given.port, given.database, lambda url: print(f"{url}\nCtrl-C stops the server", flush=True))
         return 0
     from medspark.demo import run
 

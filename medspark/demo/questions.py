@@ -56,7 +56,7 @@ GROUP BY dataset, modality ORDER BY dataset, modality""",
 SELECT s.dataset, l.label, count(*) AS slices, max(l.px) AS `largest px`, round(min(s.position_mm), 1) AS `from mm`,
        round(max(s.position_mm), 1) AS `to mm`, round(any_value(e.slice_spacing_mm), 2) AS `median gap mm`,
        coalesce(nullif(array_join(any_value(e.verdict), ' '), ''), 'none') AS verdict
-FROM (SELECT image_id, label, mask_area(mask, mask_codec, rows, cols) AS px FROM labels WHERE mask IS NOT NULL) l
+FROM (SELECT image_id, label, mask_area(mask, rows, cols) AS px FROM labels WHERE mask IS NOT NULL) l
 JOIN slices s ON s.image_id = l.image_id JOIN series e ON e.series_id = s.series_id
 WHERE l.px > {MIN_LABEL_PX}
 GROUP BY s.dataset, s.series_id, l.label ORDER BY s.dataset, l.label""",

@@ -1,63 +1,77 @@
-"""SQL over a lake: its tables as views of a Spark session, and functions over label pixels.
+"""SQL over a lake in a Spark session: its tables and views by their names, and the functions over masks and payload.
 
-``mask_area(mask, codec, rows, cols)`` counts mask pixels; ``mask_at(mask, codec, rows, cols, row, col)`` says whether one pixel is inside.
-Both are vectorised (Arrow in, numpy inside), null in gives null out, and agree with the measured columns of ``labels`` (tested).
+What the functions say is in ``medspark.pixels.functions``, what the views say in ``views.py``; here they meet Spark. Functions are vectorised
+(Arrow in and out) and run in Python workers, so a session that was started from Python has them, also over JDBC; `spark-sql` has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import pandas_udf
 
 from medspark.errors import BadRequest
 from medspark.lake.store import Lake
-from medspark.pixels import masks
+from medspark.lake.views import VIEWS, empty
+from medspark.pixels.functions import FUNCTIONS, Function
 from medspark.tables.catalog import TABLES
+
+NULLABLE = {"long": "Int64", "int": "Int32", "boolean": "boolean"}
+"""pandas' types that hold null beside whole numbers and truth values."""
 
 
 def register(spark: SparkSession, uri: str) -> Lake:
-    """Temporary views named as the tables, and the mask functions; raises `BadRequest` where there is no lake."""
-    lake = Lake(spark, uri)
-    found = [name for name in TABLES if lake.exists(name)]
-    if not found:
-        raise BadRequest(f"--lake {uri}: no lake there")
-    for name in found:
-        lake.frame(name).createOrReplaceTempView(name)
-    spark.udf.register("mask_area", pandas_udf(mask_area, "long"))
-    spark.udf.register("mask_at", pandas_udf(mask_at, "boolean"))
+    """Temporary views named as the tables and views, and the functions; raises `BadRequest` where there is no lake."""
+    lake = opened(spark, uri)
+    for name, definition in TABLES.items():
+        frame = lake.frame(name) if lake.exists(name) else spark.sql(empty(definition))
+        frame.createOrReplaceTempView(name)
+    for view in VIEWS:
+        spark.sql(view.text).createOrReplaceTempView(view.name)
+    register_functions(spark)
     return lake
 
 
-def _mask(mask: object, codec: object, rows: object, cols: object):  # type: ignore[no-untyped-def]
-    """The mask as bool array (fractional ones: above 0), or None."""
-    if mask is None or codec is None or pd.isna(rows) or pd.isna(cols):
+def opened(spark: SparkSession | None, uri: str) -> Lake:
+    """The lake, which is there: else `BadRequest`."""
+    lake = Lake(spark, uri)  # type: ignore[arg-type]  # without a session: to look only
+    if not any(lake.exists(name) for name in TABLES):
+        raise BadRequest(f"--lake {uri}: no lake there")
+    return lake
+
+
+def register_functions(spark: SparkSession) -> None:
+    for function in FUNCTIONS:
+        spark.udf.register(function.name, pandas_udf(vectorised(function), function.returns))  # type: ignore[call-overload]
+
+
+def vectorised(function: Function):  # type: ignore[no-untyped-def]
+    """The function over columns, null in any needed one giving null."""
+    kinds = [kind for _, kind in function.arguments]
+
+    def over(*columns: pd.Series) -> pd.Series:
+        function.check(len(columns))
+        lists = [[plain(value, kind) for value in column] for column, kind in zip(columns, kinds, strict=False)]
+        return pd.Series([function(*values) for values in zip(*lists, strict=True)], dtype=NULLABLE.get(function.returns, object))
+
+    over.__name__ = function.name
+    return over
+
+
+def plain(value: Any, kind: str) -> Any:
+    """What Arrow and pandas made of a value, as plain Python; their several nulls as None."""
+    if value is None or (np.ndim(value) == 0 and not isinstance(value, (bytes, str, dict)) and pd.isna(value)):
         return None
-    unpack = masks.unpack if codec == "bits-zstd" else masks.unpack_u8
-    return unpack(bytes(mask), int(rows), int(cols)) > 0  # type: ignore[arg-type, call-overload]
-
-
-def mask_area(mask: pd.Series, codec: pd.Series, rows: pd.Series, cols: pd.Series) -> pd.Series:
-    """Pixels in the mask."""
-    found = (_mask(*values) for values in zip(mask, codec, rows, cols, strict=True))
-    return pd.Series([None if one is None else int(one.sum()) for one in found], dtype="Int64")
-
-
-def mask_at(mask: pd.Series, codec: pd.Series, rows: pd.Series, cols: pd.Series, row: pd.Series, col: pd.Series) -> pd.Series:
-    """Whether the pixel (row, col) is in the mask; false outside the image."""
-
-    def answers() -> Iterator[bool | None]:
-        for mask_, codec_, rows_, cols_, row_, col_ in zip(mask, codec, rows, cols, row, col, strict=True):
-            one = _mask(mask_, codec_, rows_, cols_)
-            if one is None or pd.isna(row_) or pd.isna(col_):
-                yield None
-            else:
-                inside = 0 <= row_ < one.shape[0] and 0 <= col_ < one.shape[1]
-                yield bool(inside and one[int(row_), int(col_)])
-
-    return pd.Series(list(answers()), dtype="boolean")
+    if kind == "int":
+        return int(value)
+    if kind == "double":
+        return float(value)
+    if kind == "binary":
+        return bytes(value)
+    return dict(value) if kind.startswith("map") else value
 
 
 def query(spark: SparkSession, text: str) -> DataFrame:

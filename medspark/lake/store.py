@@ -15,17 +15,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pyarrow import fs as pafs
-from pyspark.sql import DataFrame, SparkSession
 
 from medspark.lake.create import check_readable, first_commit
 from medspark.lake.files import DataFile, admitted, locate, storage_options, write_parquet
 from medspark.tables.catalog import TABLES
+
+if TYPE_CHECKING:  # reading needs no Spark: neither `open_lake` nor `status` imports it
+    from pyspark.sql import DataFrame, SparkSession
 
 RETRYABLE = ("Concurrent", "ProtocolChanged", "MetadataChanged", "FileAlreadyExists")
 ATTEMPTS = 40  # with the pauses below about a minute: longer than any commit that another job may be making
@@ -241,11 +243,16 @@ class Lake:
         self.transact(table, build, metadata=self.user_metadata(rewrite=True), reads=True)
 
     def actions(self, table: str, version: int | None = None) -> list[dict[str, Any]]:
-        """One entry per file of a version: ``path`` (on `filesystem`), ``relative``, ``size_bytes``, ``num_records``, ``min.*``, ``max.*``."""
-        found = self.add_actions(table, version)
-        if found is None:
-            return []
-        keep = [name for name in found.column_names if name in ("path", "size_bytes", "num_records") or name.startswith(("min.", "max."))]
+        """One entry per file of a version: ``path`` (on `filesystem`), ``relative``, ``size_bytes``, ``num_records``, ``modification_time`` (ms),
+        ``min.*``, ``max.*``, ``null_count.*``."""
+        snapshot = self.snapshot(table, version)
+        return [] if snapshot is None else self.listed(table, snapshot)
+
+    def listed(self, table: str, snapshot: Any) -> list[dict[str, Any]]:
+        """The same, of a snapshot that is open."""
+        found = pa.table(snapshot.get_add_actions(flatten=True))
+        kept = ("path", "size_bytes", "num_records", "modification_time")
+        keep = [name for name in found.column_names if name in kept or name.startswith(("min.", "max.", "null_count."))]
         rows = found.select(keep).to_pylist()
         return [{**row, "relative": row["path"], "path": self._absolute(table, row["path"])} for row in rows]
 

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 
 ZSTD_LEVEL = 1  # higher levels gain 3 % on anatomical masks and cost half the speed
+HALF = 128  # of 255: a fractional mask's pixel is inside from one half on (contract.md §3, labels.threshold)
 
 _local = threading.local()  # zstandard's contexts must not be shared between threads
 
@@ -36,13 +37,35 @@ def _packed(raw: bytes) -> bytes:
     return bytes(memoryview(_compressor().compress(raw)))
 
 
-def _inflate(data: bytes, size: int) -> np.ndarray:
+def inside(data: bytes, rows: int, cols: int) -> np.ndarray:
+    """(rows, cols) bool of a mask of either codec, told apart by how many bytes it holds; fractions count from one half on.
+
+    A mask of one pixel is one byte in both, and inside from 128 on in both. Raises ValueError when the bytes hold another number of pixels.
+    """
+    if rows < 1 or cols < 1:
+        raise ValueError(f"a mask of {rows} x {cols} pixels has no pixel")
+    count = rows * cols
+    raw = _decompressed(data, count)
+    if len(raw) == (count + 7) // 8:
+        return np.unpackbits(np.frombuffer(raw, np.uint8), count=count).reshape(rows, cols).view(bool)
+    if len(raw) == count:
+        return np.frombuffer(raw, np.uint8).reshape(rows, cols) >= HALF
+    raise ValueError(
+        f"the mask holds {len(raw)} bytes; {rows} x {cols} pixels are {(count + 7) // 8} bytes as bits or {count} as fractions"
+    )
+
+
+def _decompressed(data: bytes, at_most: int) -> bytes:
     import zstandard
 
     try:
-        raw = _decompressor().decompress(data, max_output_size=size)
+        return bytes(_decompressor().decompress(data, max_output_size=at_most))
     except zstandard.ZstdError as error:
         raise ValueError(f"not a zstd mask: {error}") from None
+
+
+def _inflate(data: bytes, size: int) -> np.ndarray:
+    raw = _decompressed(data, size)
     if len(raw) != size:
         raise ValueError(f"mask holds {len(raw)} bytes, its size needs {size}")
     return np.frombuffer(raw, np.uint8)

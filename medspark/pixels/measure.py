@@ -46,7 +46,7 @@ def measures(mask: np.ndarray, values: np.ndarray | None = None, row0: int = 0, 
     found["bbox"] = {"row0": row0 + top, "col0": col0 + left, "row1": row0 + bottom, "col1": col0 + right}
     found["centroid_row"] = row0 + top + float(per_row @ np.arange(bottom - top)) / area
     found["centroid_col"] = col0 + left + float(per_col @ np.arange(right - left)) / area
-    found["n_components"] = _components(inside)
+    found["n_components"] = components(inside)
     found["boundary_px"] = area - _interior(inside)
     if values is not None:
         under = values[top:bottom, left:right][inside].astype(np.float64)
@@ -67,7 +67,8 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     return top, int(cols[0]), bottom, int(cols[-1]) + 1
 
 
-def _components(inside: np.ndarray) -> int:
+def components(inside: np.ndarray) -> int:
+    """8-connected pieces of a (rows, cols) bool mask."""
     if inside.all():
         return 1
     from scipy import ndimage

@@ -105,7 +105,7 @@ def test_real_series_labels_and_slide(spark: Any, tmp_path: Path) -> None:
     assert np.round(np.diff(places), 2).tolist() == [4.0] * 13 + [1.08] + [7.0] * 13
     sql.register(spark, str(lake))
     answer = spark.sql(
-        "SELECT l.source_id, count(*) n, sum(area_px) px, sum(mask_area(mask, mask_codec, l.rows, l.cols)) again FROM labels l "
+        "SELECT l.source_id, count(*) n, sum(area_px) px, sum(mask_area(mask, l.rows, l.cols)) again FROM labels l "
         "JOIN slices s USING (image_id) WHERE label LIKE 'bone%' GROUP BY 1"
     ).collect()
     assert [(row.n, row.px, row.again) for row in answer] == [(28, 373405, 373405)] * 2
