@@ -60,6 +60,7 @@ EXTRAS = {
         "pyvips-binary>=8.16",
         "pynetdicom>=3.0,<4",
         "dicomweb-client>=0.60",
+        "cryptography>=42",
     ],
 }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from medspark.lake.scan import Found, Scanned
 
+LONGEST_DOUBLING = 7  # of the time that an unreadable file waits: an hour, at 30 seconds to begin with
 MOST = 200_000  # files that may wait at once, some 100 MB; the others are not looked at until there is room
 
 
@@ -25,6 +26,7 @@ class _Entry:
     arrived_s: float
     scanned: Scanned | None = None
     parent: str = ""
+    failures: int = 0
 
 
 class Arrivals:
@@ -71,6 +73,17 @@ class Arrivals:
         for one in scanned:
             entry = self._entries[one.found.uri]
             entry.scanned, entry.parent = one, parents.get(one.found.uri, "")
+
+    def put_back(self, found: Found, now_s: float) -> None:
+        """A file that could not be read settles anew, for twice as long each time: one that nobody may open must not keep the job busy."""
+        entry = self._entries[found.uri]
+        entry.failures += 1
+        entry.since_s = now_s + self.settle_s * (2 ** min(entry.failures - 1, LONGEST_DOUBLING) - 1)
+
+    @property
+    def unread(self) -> int:
+        """Files that wait because they could not be read."""
+        return sum(entry.failures > 0 and entry.scanned is None for entry in self._entries.values())
 
     def quiet(self, now_s: float) -> list[list[Scanned]]:
         """Held files whose parent is quiet, parent by parent; they wait no longer. What has no parent waits for nobody."""

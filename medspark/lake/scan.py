@@ -274,10 +274,12 @@ def reader(
                 yield Scanned(found, sha256, code=error.code, message=error.reason)
             except SkippedSource as error:
                 yield Scanned(found, sha256, message=error.hint)
-            except (Unavailable, FileNotFoundError) as error:
-                gone = "the file has gone since it was listed"
-                yield Scanned(found, sha256, message=str(error) if isinstance(error, Unavailable) else gone, absent=True)
+            except Unavailable as error:
+                yield Scanned(found, sha256, message=str(error), absent=True)
             except OSError as error:
+                if not sha256:  # gone since it was listed, not ours to read, a file server away: nothing is wrong with the file itself
+                    yield Scanned(found, sha256, message=f"a file could not be read ({type(error).__name__})", absent=True)
+                    continue
                 yield Scanned(found, sha256, code="UNKNOWN_KIND", message=f"the file cannot be read ({type(error).__name__})")
             except Exception as error:  # a file that no parser foresaw must not stop the job; its kind and place are kept
                 yield Scanned(found, sha256, code="DECODE_FAILED", message=unexpected(error))

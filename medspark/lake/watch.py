@@ -64,8 +64,12 @@ class Watch:
         failure = query.exception()
         if failure is not None:
             raise RuntimeError(f"the stream ended: {str(failure)[:2000]}")
+        said = self.ingest.summary.extra
+        said.pop("unavailable", None)  # counts every try; what has been read since, or has gone, is nothing to come back for
         if len(self.arrivals):
-            self.ingest.summary.extra["waiting"] = len(self.arrivals)
+            said["waiting"] = len(self.arrivals)
+        if self.arrivals.unread:
+            said["unavailable"] = self.arrivals.unread
         return self.ingest.close()
 
     def _spark_has_gone(self) -> bool:
@@ -88,39 +92,52 @@ class Watch:
         with self._working:
             if self.stop.is_set():
                 return
+            run = self.ingest
+            # On the stream's own thread, which the main thread's job group does not reach.
+            run.lake.spark.sparkContext.setJobGroup(run.run_id, f"medspark {run.kind.job} --watch")
             try:
-                self._all_at_rest() if self.once else self.look()
+                if self.once:
+                    self._all_at_rest()
+                else:
+                    self.look()
             except BaseException as error:
                 self.error = error
                 self.stop.set()
 
     def _all_at_rest(self) -> None:
-        """Two looks, `settle_s` apart; more where not all that waits could be looked at."""
+        """Two looks, `settle_s` apart, and as many more as it takes where not everything that is there may wait at once."""
         self.look()
+        idle = False
         while not self.stop.wait(self.settle_s):
-            before = len(self.arrivals)
-            self.look()
-            if self.arrivals.complete or len(self.arrivals) >= before:
+            all_seen = self.arrivals.complete
+            taken = self.look()
+            if all_seen or (idle and not taken):
                 return
+            idle = not taken
 
-    def look(self) -> None:
-        """One look: what has settled is scanned, what is quiet is ingested."""
+    def look(self) -> int:
+        """One look: what has settled is scanned, what is quiet is ingested. Returns the number of files ingested."""
+        taken = 0
         try:
             settled = self.arrivals.look(self._unknown(), time.monotonic(), time.time())
         except OSError as error:  # a file server that is away for a moment
             if self.once:
                 raise BadRequest(f"--watch {self.folders[0]}: cannot be listed ({type(error).__name__})") from None
             log.warning("the folder cannot be listed; the next look tries again", extra={"said": {"error": type(error).__name__}})
-            return
+            return taken
         for chunk in self._chunks([[found] for found in settled]):
             scanned = [one for one in self.ingest.scan(self.dataset, chunk) if _unchanged(one.found)]
             self.arrivals.hold(scanned, self.ingest.parents(self.dataset, scanned))
+            for found in set(chunk) - {one.found for one in scanned}:
+                self.arrivals.put_back(found, time.monotonic())
             if self.stop.is_set():
-                return
+                return taken
         for batch in self._chunks(self.arrivals.quiet(time.monotonic())):
             self.ingest.ingest(self.dataset, batch)
+            taken += len(batch)
             if self.stop.is_set():
-                return
+                break
+        return taken
 
     def _unknown(self) -> Iterator[Found]:
         self.ledger.refresh()

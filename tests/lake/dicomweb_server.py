@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -29,8 +30,15 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, files: Iterable[Path], token: str = "", cap: int = 1000, single: bool = False) -> None:
+    def __init__(
+        self, files: Iterable[Path], token: str = "", cap: int = 1000, single: bool = False, certificate: Path | None = None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.scheme = "http"
+        if certificate is not None:  # a PEM file with the key in it
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.socket, self.scheme = context.wrap_socket(self.socket, server_side=True), "https"
         self.files: dict[tuple[str, str, str], Path] = {}
         for path in sorted(files):
             ds = pydicom.dcmread(path, stop_before_pixels=True)
@@ -43,7 +51,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/dicom-web"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}/dicom-web"
 
     @property
     def uri(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,38 @@ def test_the_token_goes_to_its_server_and_to_no_other(phantom: list[Path]) -> No
         assert TOKEN not in repr(access)
 
 
+def test_certificates_are_checked(phantom: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = self_signed(tmp_path)
+    with serving(phantom, certificate=certificate) as server:
+        assert server.uri.startswith("dicomweb+https://127.0.0.1:")
+        with pytest.raises(BadRequest, match=r"certificate is not accepted.*REQUESTS_CA_BUNDLE"):
+            list(walk([server.uri], [], Access(TOKEN)))
+        assert server.log == []
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        assert len(list(walk([server.uri], [], Access(TOKEN, page=7)))) == len(phantom)
+
+
+def self_signed(folder: Path) -> Path:
+    """Certificate and key for 127.0.0.1 in one PEM file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "medspark tests")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now - timedelta(days=1), now + timedelta(days=1)
+    )
+    made = made.add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    signed = made.sign(key, hashes.SHA256())
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = folder / "certificate.pem"
+    path.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
 # ---- into the lake
 
 
@@ -291,17 +325,22 @@ def test_rows_from_a_server_equal_rows_from_a_folder(spark: Any, tmp_path: Path)
 @pytest.mark.spark
 @pytest.mark.slow
 def test_an_instance_that_is_lost_between_scan_and_explode_leaves_nothing(spark: Any, tmp_path: Path, phantom: list[Path]) -> None:
+    """Beside it an instance that is broken on the server: a matter of the file, so a row in ``rejected``. Addresses are kept as tokens."""
     lake = tmp_path / "lake"
-    with serving(phantom) as server:
-        lost = server.paths()[0]
+    whole = phantoms.write_series(tmp_path / "three", [0], SeriesInstanceUID=phantoms.ROOT + "33", SOPInstanceUID=("9.1",)) / "IM0000.dcm"
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(whole.read_bytes()[:-10])
+    with serving([*phantom, broken]) as server:
+        lost = next(path for path in server.paths() if not path.endswith("9.1"))
         server.faults[lost] = [None, 500, 500, 500]  # the scan gets it
-        settings = config.load(None, SETTINGS)
+        settings = config.load(None, [*SETTINGS, "deid.uris=token"])
         first = harness.run(spark, lake, [server.uri], settings=settings)  # type: ignore[list-item]
-        assert (first.extra["unavailable"], first.new_sources, first.written["slices"]) == (1, 6, 6)
-        assert harness.rows(lake, "claims") == harness.rows(lake, "rejected") == []
-        assert len(harness.rows(lake, "sources")) == 6
+        assert (first.extra["unavailable"], first.new_sources, first.written["slices"], first.rejected) == (1, 7, 6, 1)
+        assert harness.rows(lake, "claims") == []
+        assert [row["code"] for row in harness.rows(lake, "rejected")] == ["TRUNCATED"]
+        assert len(harness.rows(lake, "sources")) == 7
         second = harness.run(spark, lake, [server.uri], settings=settings)  # type: ignore[list-item]
-        assert (second.skipped, second.written["slices"]) == (6, 1)
+        assert (second.skipped, second.written["slices"]) == (7, 1)
         assert Counter(row["n_slices"] for row in harness.rows(lake, "series")) == {5: 1, 2: 1}
         harness.keys_unique(lake)
 

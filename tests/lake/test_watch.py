@@ -20,11 +20,12 @@ import pytest
 from medspark import config
 from medspark.errors import BadRequest
 from medspark.keys import Ids
-from medspark.lake import ingest
+from medspark.lake import ingest, scan
 from medspark.lake.arrivals import Arrivals
-from medspark.lake.scan import Found, Scanned
+from medspark.lake.scan import Found, Scanned, reader
 from medspark.lake.store import Lake
 from medspark.lake.watch import Watch, check
+from medspark.series.dicomweb import Access
 from medspark.series.kind import series_kind
 from tests.lake import harness
 from tests.lake.test_dicomweb import real_files
@@ -103,6 +104,20 @@ def test_what_has_no_parent_waits_for_nobody_and_what_goes_is_forgotten() -> Non
     assert len(arrivals) == 0
 
 
+def test_a_file_that_cannot_be_read_is_tried_ever_more_rarely() -> None:
+    arrivals, locked, tried = Arrivals(10, 0), file("locked"), []
+    for now in range(400):
+        if arrivals.look([locked], now, 1e6):
+            tried.append(now)
+            arrivals.put_back(locked, now)
+    assert tried == [10, 20, 40, 80, 160, 320]
+    assert arrivals.unread == 1
+    opened = file("locked", 11)
+    arrivals.look([opened], 400, 1e6)
+    assert arrivals.look([opened], 410, 1e6) == [opened]
+    assert arrivals.unread == 0
+
+
 def test_waiting_files_are_bounded_and_all_come() -> None:
     arrivals, files, taken = Arrivals(10, 600, most=7), [file(f"{n:03d}") for n in range(50)], []
     for turn in range(20):
@@ -160,6 +175,19 @@ def test_bad_requests_of_the_job(tmp_path: Path, arguments: list[str], said: str
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_file_that_cannot_be_read_is_absent_and_not_rejected(tmp_path: Path) -> None:
+    """Gone since it was listed, or (a folder in its place) in the way of every reader: the ledger must not hold it against the file."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("no image")
+    read = reader(series_kind(), Ids(harness.KEY), config.Config(), "test", Access())
+    found = [Found(f"file://{tmp_path}/{name}", 8, EARLY) for name in ("gone", "folder", "text.txt")]
+    results = list(read(found, lambda source, what="": None, 0))  # type: ignore[arg-type]
+    assert [(one.absent, one.code) for one in results] == [(True, ""), (True, ""), (False, "")]
+    assert [one.message for one in results[:2]] == [
+        f"a file could not be read ({kind})" for kind in ("FileNotFoundError", "IsADirectoryError")
+    ]
+
+
 # ---- with Spark
 
 
@@ -167,6 +195,25 @@ def watching(spark: Any, lake: Path, folder: Path, *settings: str, once: bool = 
     given = config.load(None, ["watch.settle_s=0.4", "watch.poll_s=0.3", "series.quiet_s=2", *settings])
     asked = ingest.Request((str(folder),), dataset="test")
     return Watch(ingest.Ingest(Lake(spark, str(lake)), series_kind(), Ids(harness.KEY), given, asked), once)
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_a_ledger_that_is_kept_sees_what_others_bring(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "RECENT", 3)  # one source beside the sorted ones, then two, then all sorted together
+    folder, lake = tmp_path / "in", tmp_path / "lake"
+    phantoms.write_series(folder / "0", [0])
+    harness.run(spark, lake, [folder])
+    watch = watching(spark, lake, folder)
+    ledger = watch.ingest.ledger()
+    for turn in range(1, 5):
+        phantoms.write_series(folder / str(turn), [0], SeriesInstanceUID=f"{phantoms.ROOT}5{turn}", SOPInstanceUID=(f"6.{turn}",))
+        found = list(scan.walk([f"file://{folder}"], [], Access()))
+        assert [ledger.knows("test", one) for one in found] == [True] * turn + [False]
+        assert not ledger.knows("other", found[0])
+        harness.run(spark, lake, [folder])
+        ledger.refresh()
+        assert all(ledger.knows("test", one) for one in found)
 
 
 @pytest.mark.spark
@@ -188,7 +235,9 @@ def test_once_takes_what_stands_still_and_each_file_once(spark: Any, tmp_path: P
     writer = threading.Thread(target=grow)
     writer.start()
     try:
-        first = watching(spark, lake, folder).run()
+        watch = watching(spark, lake, folder)
+        watch.arrivals.most = 2  # not all that is there may wait at once
+        first = watch.run()
     finally:
         stop.set()
         writer.join()
