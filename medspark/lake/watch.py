@@ -28,6 +28,7 @@ from medspark.series.dicomweb import is_address
 log = logging.getLogger("medspark.watch")
 
 WAKE_S = 0.2  # the main thread looks for a signal so often
+GROUP_S = 0.5  # service managers signal the whole process group: after so long Spark's process shows whether it ends, too
 
 
 class Watch:
@@ -39,7 +40,7 @@ class Watch:
         settings = ingest.settings
         self.settle_s, self.poll_s = settings.watch.settle_s, settings.watch.poll_s
         self.arrivals = Arrivals(self.settle_s, 0.0 if once else settings.series.quiet_s)
-        self.stop = threading.Event()
+        self.stop, self.told = threading.Event(), threading.Event()  # an end for whatever reason; SIGTERM
         self.error: BaseException | None = None
         self._working = threading.Lock()
 
@@ -47,7 +48,7 @@ class Watch:
         """Looks until SIGTERM (or, with ``once``, until what stood still is in the lake). The current batch is always finished."""
         self.ingest.open()
         self.ledger = self.ingest.ledger()
-        with _told_by_sigterm(self.stop):
+        with _on_sigterm(self.told, self.stop):
             query = self._start()
             try:
                 while query.isActive and not self.stop.wait(WAKE_S):
@@ -55,15 +56,17 @@ class Watch:
                 with self._working:  # never in the middle of a look
                     self.stop.set()
                     query.stop()
+                failure = query.exception()
+                if failure is not None:
+                    self.error = self.error or self._failure(str(failure))
             except Exception as error:
                 self.error = self.error or error
+        if self.told.is_set():
+            time.sleep(GROUP_S)
+        if self._spark_has_gone() or (self.error is not None and self.told.is_set()):
+            raise KeyboardInterrupt from None
         if self.error is not None:
-            if self._spark_has_gone():  # a signal to the whole process group, as service managers send it
-                raise KeyboardInterrupt from None
             raise self.error
-        failure = query.exception()
-        if failure is not None:
-            raise RuntimeError(f"the stream ended: {str(failure)[:2000]}")
         said = self.ingest.summary.extra
         said.pop("unavailable", None)  # counts every try; what has been read since, or has gone, is nothing to come back for
         if len(self.arrivals):
@@ -72,12 +75,17 @@ class Watch:
             said["unavailable"] = self.arrivals.unread
         return self.ingest.close()
 
+    def _failure(self, text: str) -> Exception:
+        """The stream's own end as an error of ours."""
+        if "CONCURRENT_STREAM_LOG_UPDATE" in text:
+            return BadRequest(f"--watch {self.ingest.request.inputs[0]}: another job watches this folder for this lake")
+        return RuntimeError(f"the stream ended: {text[:2000]}")
+
     def _spark_has_gone(self) -> bool:
         try:
-            self.ingest.lake.spark._jvm.java.lang.System.nanoTime()
+            return bool(self.ingest.lake.spark._jsc.sc().isStopped())
         except Exception:  # whatever a broken connection raises
             return True
-        return False
 
     def _start(self) -> Any:
         lake = self.ingest.lake
@@ -195,12 +203,12 @@ def check(folder: str, once: bool, retry_rejected: bool, dry_run: bool) -> None:
 
 
 @contextmanager
-def _told_by_sigterm(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM sets ``stop`` instead of ending the process (where this is the main thread; another has no say in signals)."""
+def _on_sigterm(*events: threading.Event) -> Iterator[None]:
+    """SIGTERM sets the events instead of ending the process (where this is the main thread; another has no say in signals)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: [event.set() for event in events])
     try:
         yield
     finally:

@@ -387,9 +387,34 @@ def test_a_receiver_writes_while_the_job_watches_and_is_killed(spark: Any, tmp_p
     assert harness.content(lake, ("slices", "series", "pixels")) == harness.content(tmp_path / "plain", ("slices", "series", "pixels"))
 
 
-def wait_for(condition: Any, job: subprocess.Popen[str], seconds: float = 150.0) -> None:
+@pytest.mark.spark
+@pytest.mark.slow
+def test_one_watch_a_folder_and_a_signal_to_all_of_its_processes(tmp_path: Path) -> None:
+    folder, lake = phantoms.write_series(tmp_path / "in", [0, 2]), tmp_path / "lake"
+    options = ["--lake", lake, "--watch", folder, "--set", "watch.settle_s=0.2", "--set", "watch.poll_s=0.3", "--set", "series.quiet_s=0.5"]
+    first = harness.job("explode_series", *options)
+    second = None
+    try:
+        wait_for(lambda: len(harness.rows(lake, "sources")) == 2, first)
+        second = harness.job("explode_series", *options)
+        wait_for(lambda: first.poll() is not None or second.poll() is not None, second, running=False)
+        loser, winner = (first, second) if first.poll() is not None else (second, first)
+        _, err = loser.communicate(timeout=60)
+        assert loser.returncode == 2 and "another job watches this folder" in err, err[-3000:]
+        os.killpg(winner.pid, signal.SIGTERM)
+        _, err = winner.communicate(timeout=60)
+        assert winner.returncode == 130 and "run it again and it goes on where it stopped" in err, err[-3000:]
+    finally:
+        for job in filter(None, (first, second)):
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+                job.communicate()
+
+
+def wait_for(condition: Any, job: subprocess.Popen[str], seconds: float = 150.0, running: bool = True) -> None:
+    """``running`` : fails when the job ends before the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert job.poll() is None, f"the job ended with {job.returncode}: {job.stderr.read()[-3000:]}"  # type: ignore[union-attr]
+        assert not running or job.poll() is None, f"the job ended with {job.returncode}: {job.stderr.read()[-3000:]}"  # type: ignore[union-attr]
         assert time.monotonic() < deadline, "it takes too long"
         time.sleep(0.2)
