@@ -39,6 +39,7 @@ ENGINE = [
     "scikit-image>=0.25",
     "scipy>=1.13",
     "defusedxml>=0.7",
+    "requests>=2.32,<3",
     "pycocotools>=2.0.8",
     "matplotlib>=3.9",
     "rich>=13",
@@ -58,6 +59,9 @@ EXTRAS = {
         "SimpleITK>=2.4",
         "pyvips>=3",
         "pyvips-binary>=8.16",
+        "pynetdicom>=3.0,<4",
+        "dicomweb-client>=0.60",
+        "cryptography>=42",
     ],
 }
 

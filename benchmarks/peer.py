@@ -236,6 +236,7 @@ def profile_explode(kind: Any, inputs: Sequence[Path], settings: Any, work: Path
     """
     from medspark.keys import Ids
     from medspark.lake.explode import Exploder, with_checksums
+    from medspark.series.dicomweb import Access
     from medspark.tables.rows import Rows
     from medspark.tables.work import SourceFile
 
@@ -266,7 +267,7 @@ def profile_explode(kind: Any, inputs: Sequence[Path], settings: Any, work: Path
     def task() -> int:
         (lake / "pixels").mkdir(parents=True, exist_ok=True)
         (lake / "_medspark" / "batch").mkdir(parents=True, exist_ok=True)
-        exploder = Exploder(kind, ids, settings, str(lake), "run", "batch")
+        exploder = Exploder(kind, ids, settings, str(lake), "run", "batch", Access())
         result = next(iter(exploder(plan.units, idle, 0)))
         return result.rows["pixels"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.monotonic()
-DONE, BUG, BAD_REQUEST, QUARANTINED = 0, 1, 2, 3
+DONE, BUG, BAD_REQUEST, QUARANTINED, UNAVAILABLE = 0, 1, 2, 3, 4
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,10 +37,14 @@ def parser(job: str, description: str) -> argparse.ArgumentParser:
     return options
 
 
-def ingest_parser(job: str, description: str) -> argparse.ArgumentParser:
-    """The options that all ingest jobs take."""
+def ingest_parser(job: str, description: str, watch: bool = False) -> argparse.ArgumentParser:
+    """The options that all ingest jobs take. ``watch``: the job may watch a folder instead."""
     options = parser(job, description)
-    options.add_argument("--input", required=True, nargs="+", metavar="PATH", help="files or folders")
+    place: Any = options.add_mutually_exclusive_group(required=True) if watch else options
+    place.add_argument("--input", required=not watch, nargs="+", metavar="PATH", help="files or folders")
+    if watch:
+        place.add_argument("--watch", metavar="FOLDER", help="goes on ingesting what others write into this folder, until SIGTERM")
+        options.add_argument("--once", action="store_true", help="with --watch: takes what stands still there, and ends")
     options.add_argument("--dataset", default="", metavar="NAME", help="data set of the input (empty: the input folder's name)")
     options.add_argument("--subjects", metavar="FILE", help="CSV file,subject: names or paths")
     options.add_argument("--subject-pattern", default="", metavar="REGEX", help="group 1 of the file name is the subject")
@@ -104,10 +108,19 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if given.subject_pattern and pattern.groups < 1:
         raise BadRequest("--subject-pattern: needs a group, as in '(TCGA-\\w\\w-\\w{4})'")
     subjects = read_subjects(given.subjects)
-    from medspark.lake import scan
+    from medspark.lake import scan, watch
     from medspark.lake.files import check_writable, locate
+    from medspark.series.dicomweb import is_address
 
+    watched, once = getattr(given, "watch", None), getattr(given, "once", False)
+    if watched:
+        watch.check(watched, once, given.retry_rejected, given.dry_run)
+        given.input = [watched]
+    elif once:
+        raise BadRequest("--once belongs to --watch; --input ends by itself")
     scan.resolve(given.input)
+    if kind.job != "explode_series" and any(map(is_address, given.input)):
+        raise BadRequest("--input dicomweb+...: only explode_series reads from a DICOMweb server")
     locate(given.lake)
     unknown = sorted(set(settings.verdicts) - set(SEVERITY))
     if unknown:
@@ -136,14 +149,14 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     run = ingest.Ingest(lake, kind, ids, settings, request, progress=logs.Progress(kind.job))
     logs.configure(run.run_id, given.log_level)
     run.summary.stages["start"] = time.monotonic() - STARTED
-    summary = run.run()
+    summary = watch.Watch(run, once).run() if watched else run.run()
     summary.seconds = time.monotonic() - STARTED
     if not given.dry_run:
         ingest.record_kpi(lake, summary)
     said = summary.json()
     spark.stop()
     too_many = summary.new_sources and summary.rejected_sources / summary.new_sources > settings.quarantine.max_fraction
-    return said, QUARANTINED if too_many else DONE
+    return said, QUARANTINED if too_many else UNAVAILABLE if summary.extra.get("unavailable") else DONE
 
 
 def read_subjects(path: str | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Explodes DICOM and NIfTI series into slices: ``spark-submit jobs/explode_series.py --lake URI --input PATH...``"""
+"""Explodes DICOM and NIfTI series into slices: ``spark-submit jobs/explode_series.py --lake URI (--input PATH... | --watch FOLDER)``"""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from _entry import ingest, ingest_parser
 
 
 def options() -> object:
-    parser = ingest_parser("explode_series", "Explodes CT, MR and other series (DICOM files, folders, NIfTI) into slices in the lake.")
+    parser = ingest_parser(
+        "explode_series",
+        "Explodes CT, MR and other series (DICOM files, folders, a DICOMweb server, NIfTI) into slices in the lake.",
+        watch=True,
+    )
     parser.add_argument("--modality", default="OT", help="modality of NIfTI files, which do not say it")
     return parser
 

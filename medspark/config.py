@@ -91,6 +91,24 @@ class Ingest:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """A folder that others write into (``explode_series --watch``)."""
+
+    poll_s: float = 10.0  # between two looks
+    settle_s: float = 30.0  # a file that changed within this time is still being written
+
+
+@dataclass(frozen=True)
+class Dicomweb:
+    """How a DICOMweb server is asked."""
+
+    attempts: int = 6  # for each answer
+    pause_s: float = 0.5  # before the second; doubles each time, unless the server says when to come back
+    timeout_s: float = 60.0  # of silence
+    page: int = 1000  # results of a search in one answer
+
+
+@dataclass(frozen=True)
 class Config:
     tiling: Tiling = Tiling()
     series: Series = Series()
@@ -99,6 +117,8 @@ class Config:
     quarantine: Quarantine = Quarantine()
     guard: Guard = Guard()
     ingest: Ingest = Ingest()
+    watch: Watch = Watch()
+    dicomweb: Dicomweb = Dicomweb()
     verdicts: dict[str, Severity] = field(default_factory=dict)
     spark: dict[str, str] = field(default_factory=dict)
 
@@ -108,6 +128,8 @@ class Config:
         if "deid" in said:
             said["deid"].pop("key_file")  # the key's own fingerprint is in the lake; where its file lies changes nothing
             said["deid"].pop("crosswalk")  # changes no row
+        if "series" in said:
+            said["series"]["quiet_s"] = Series().quiet_s  # when a series is taken changes none of its rows
         raw = json.dumps([said, [str(item) for item in extra]], sort_keys=True)
         return hashlib.sha256(raw.encode()).hexdigest()[:16]
 
@@ -124,6 +146,8 @@ _SECTIONS: dict[str, type] = {
     "quarantine": Quarantine,
     "guard": Guard,
     "ingest": Ingest,
+    "watch": Watch,
+    "dicomweb": Dicomweb,
 }
 
 
@@ -244,6 +268,14 @@ def _check(config: Config) -> None:
         raise BadRequest(f"config tiling.jpeg_quality: expected 1 to 100, got {tiling.jpeg_quality}")
     if config.ingest.batch_sources < 1 or config.ingest.batch_bytes < 1:
         raise BadRequest("config ingest.batch_sources and ingest.batch_bytes: expected 1 or more")
+    for name, value in (("series.quiet_s", config.series.quiet_s), ("watch.settle_s", config.watch.settle_s)):
+        if not 0.0 <= value < float("inf"):
+            raise BadRequest(f"config {name}: expected 0 or more seconds, got {value}")
+    if not 0.1 <= config.watch.poll_s <= 86_400.0:
+        raise BadRequest(f"config watch.poll_s: expected 0.1 to 86400 seconds, got {config.watch.poll_s}")
+    web = config.dicomweb
+    if not 1 <= web.attempts <= 100 or not 1 <= web.page <= 100_000 or not 0.0 <= web.pause_s <= 60.0 or not 0.1 <= web.timeout_s <= 3600.0:
+        raise BadRequest("config dicomweb: expected attempts 1 to 100, page 1 to 100000, pause_s 0 to 60 and timeout_s 0.1 to 3600")
     if not 0.0 <= config.quarantine.max_fraction <= 1.0:
         raise BadRequest(f"config quarantine.max_fraction: expected a fraction 0 to 1, got {config.quarantine.max_fraction}")
     if config.deid.crosswalk and config.deid.profile == "none":

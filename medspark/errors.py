@@ -78,6 +78,10 @@ class SkippedSource(MedsparkError):
         return (SkippedSource, (self.hint,))
 
 
+class Unavailable(MedsparkError):
+    """A source that could not be brought now: a network, a server, a file that has gone. Nothing of it is written, so that the next run tries again."""
+
+
 def unexpected(error: Exception) -> str:
     """One sentence on an error that no part foresaw: its kind and place, never its text (which may quote the file)."""
     frames = traceback.extract_tb(error.__traceback__)

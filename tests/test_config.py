@@ -142,6 +142,19 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         load(bare)
 
 
+def test_when_a_series_is_taken_changes_no_row() -> None:
+    assert load(None, ["series.quiet_s=1"]).fingerprint("series") == Config().fingerprint("series")
+    assert load(None, ["series.store=as_received"]).fingerprint("series") != Config().fingerprint("series")
+
+
+@pytest.mark.parametrize(
+    "setting", ["series.quiet_s=-1", "watch.settle_s=-1", "watch.settle_s=inf", "watch.poll_s=0", "dicomweb.attempts=0", "dicomweb.page=0"]
+)
+def test_times_and_counts_are_bounded(setting: str) -> None:
+    with pytest.raises(BadRequest, match=f"config {setting.split('.', 1)[0]}"):
+        load(None, [setting])
+
+
 def test_the_fingerprint_knows_what_it_covers() -> None:
     plain = Config()
     assert plain.fingerprint("tiling") == Config().fingerprint("tiling")

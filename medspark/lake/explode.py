@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from medspark.config import Config
-from medspark.errors import Rejected, unexpected
+from medspark.errors import Rejected, Unavailable, unexpected
 from medspark.keys import Ids
 from medspark.lake.files import INDEXED_COLUMNS, PRIVATE, DataFile, locate, statistics, write_parquet
 from medspark.lake.scan import local_copy
 from medspark.lake.tasks import Watcher
+from medspark.series.dicomweb import Access
 from medspark.tables.catalog import PIXELS, TABLES
 from medspark.tables.rows import Rejection, Rows
-from medspark.tables.work import Kind, SourceFile, Unit
+from medspark.tables.work import Kind, Unit
 
 GROUP_BYTES = 3 << 20  # row groups of 2 to 4 MB: a reader fetches 8 to 16 CT slices or some 256 tiles at once
 FILE_BYTES = 256 << 20  # payload files of 128 to 512 MB
@@ -42,6 +43,7 @@ class TaskResult:
     payload : files of the table ``pixels``, uncommitted
     stage : table -> paths of staged narrow rows, in the order of the units
     images : source_id -> images stored; parents, subjects : ids that occur in the rows
+    absent : source_id -> why it could not be brought; there is no row of it
     """
 
     partition: int
@@ -52,6 +54,7 @@ class TaskResult:
     parents: set[str] = field(default_factory=set)
     subjects: set[str] = field(default_factory=set)
     rejections: list[Rejection] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 class PayloadWriter:
@@ -175,6 +178,7 @@ class Exploder:
     lake_uri: str
     run_id: str
     batch_id: str
+    access: Access
     only: frozenset[str] | None = None
     """Image ids of which the payload is made again, and nothing else (`medspark.lake.upkeep.mend`); None: everything."""
 
@@ -185,7 +189,7 @@ class Exploder:
         payload = PayloadWriter(filesystem, root, self.batch_id)
         stage = StageWriter(filesystem, folder, partition, result)
         for unit in units:
-            for item in self._explode(unit, watch):
+            for item in self._explode(unit, watch, result):
                 if isinstance(item, Rejection):
                     result.rejections.append(item)
                 elif self.only is not None:
@@ -202,34 +206,42 @@ class Exploder:
         stage.close()
         yield result
 
-    def _explode(self, unit: Unit, watch: Watcher) -> Iterator[Rows | Rejection]:
+    def _explode(self, unit: Unit, watch: Watcher, result: TaskResult) -> Iterator[Rows | Rejection]:
         try:
             with ExitStack() as copies:
-                yield from self.kind.explode(_local(unit, copies), self.ids, self.settings, watch)
+                yield from self.kind.explode(self._local(unit, copies, watch, result), self.ids, self.settings, watch)
         except Rejected as error:
             yield from self._lost(unit, error.code, error.reason)
         except Exception as error:  # what no decoder foresaw costs its unit, not the job
             yield from self._lost(unit, "DECODE_FAILED", unexpected(error))
 
+    def _local(self, unit: Unit, copies: ExitStack, watch: Watcher, result: TaskResult) -> Unit:
+        """The unit with its remote sources brought to this machine for as long as it is worked on, without those that do not come.
+
+        Members of archives are brought when they are opened, one at a time: a unit's members together may be larger than memory, and more
+        than a process may hold open.
+        """
+        if all(source.uri.startswith("file://") and source.member is None for source in unit.sources):
+            return unit
+        brought = []
+        for source in unit.sources:
+            if source.member is not None:
+                brought.append(dataclasses.replace(source, bring=partial(local_copy, source, self.access)))
+                continue
+            if not source.uri.startswith("file://"):
+                watch.done()  # bringing it may take longer than a decoder may
+            try:
+                brought.append(dataclasses.replace(source, path=copies.enter_context(local_copy(source, self.access))))
+            except Unavailable as error:
+                result.absent[source.source_id] = str(error)
+            except Rejected as error:
+                result.rejections.append(Rejection(source.source_id, source.uri, "explode", error.code, error.reason))
+        return dataclasses.replace(unit, sources=tuple(brought))
+
     @staticmethod
     def _lost(unit: Unit, code: str, reason: str) -> Iterator[Rejection]:
         for source in unit.sources:
             yield Rejection(source.source_id, source.uri, "explode", code, reason, unit.images if len(unit.sources) == 1 else 1)
-
-
-def _local(unit: Unit, copies: ExitStack) -> Unit:
-    """The unit with its remote sources brought to this machine for as long as it is worked on, and members of archives when they are opened."""
-    if all(source.uri.startswith("file://") and source.member is None for source in unit.sources):
-        return unit
-    return dataclasses.replace(unit, sources=tuple(_near(source, copies) for source in unit.sources))
-
-
-def _near(source: SourceFile, copies: ExitStack) -> SourceFile:
-    if (
-        source.member is not None
-    ):  # one at a time: a unit's members together may be larger than memory, and more than a process may hold open
-        return dataclasses.replace(source, bring=partial(local_copy, source))
-    return dataclasses.replace(source, path=copies.enter_context(local_copy(source)))
 
 
 def chosen(rows: Rows, image_ids: frozenset[str]) -> Rows:

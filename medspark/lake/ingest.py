@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,11 +31,12 @@ from medspark.lake import derive, link, meetings, tasks
 from medspark.lake.batch import Batch, recover_dead
 from medspark.lake.explode import Exploder, TaskResult
 from medspark.lake.files import PRIVATE
-from medspark.lake.scan import Found, Ledger, Scanned, cuts_before, opened_up, reader, resolve, to_path, walk, with_listed
+from medspark.lake.scan import UNKNOWN_SIZE, Found, Ledger, Scanned, cuts_before, opened_up, reader, resolve, to_path, walk, with_listed
 from medspark.lake.session import cores
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import damage, mend
+from medspark.series.dicomweb import Access, is_address, parse
 from medspark.tables import names
 from medspark.tables.rows import Rejection, Rows, rejected_rows
 from medspark.tables.work import Kind, Plan, SourceFile, Unit
@@ -44,6 +45,8 @@ log = logging.getLogger("medspark.ingest")
 
 HASH_BYTES_PER_S = 8e8  # SHA-256 and reading, one core; balances scan tasks
 HEADER_S = 1e-3  # parsing one header, one core
+FETCH_S = 0.05  # bringing one instance of unknown size over the web
+HINTS = 5  # sentences in a summary
 TASK_S = 12.0  # of work in one explode task: long against a task's overhead, short against a lost one
 WRITES = {
     "tile_slides": ("subjects", "slides", "grids", "tiles", "pixels"),
@@ -133,6 +136,7 @@ class Ingest:
         self.summary = Summary(self.kind.job, self.run_id, self.lake.uri)
         extra = (self.ids.fingerprint, getattr(self.kind, "fingerprint", ""))
         self.fingerprint = self.settings.fingerprint(*self.kind.sections, extra=extra)
+        self.access = Access.of(self.settings)
         self._skipped_suffixes: Counter[str] = Counter()
         self._damaged: dict[str, list[Found]] = {}
 
@@ -140,6 +144,16 @@ class Ingest:
 
     def run(self) -> Summary:
         """Ingests all that is new under the inputs; every batch is complete in itself."""
+        self.open()
+        roots = self.roots()
+        ledger = self.ledger()
+        for dataset, folders, files in roots:
+            for found in self._new(dataset, folders, files, ledger):
+                self.ingest(dataset, self.scan(dataset, found))
+        return self.close()
+
+    def open(self) -> None:
+        """Makes the tables, and finishes what dead runs have left."""
         self.lake.spark.sparkContext.setJobGroup(self.run_id, f"medspark {self.kind.job}")
         if not self.request.dry_run:
             with self.summary.timed("commit"):
@@ -149,16 +163,15 @@ class Ingest:
                 if recovered:
                     log.warning("recovered batches", extra={"said": {"batches": recovered}})
                     self.summary.extra["recovered"] = len(recovered)
-        roots = self._roots()
+
+    def ledger(self) -> Ledger:
         with self.summary.timed("scan"):
-            damaged = damage.load(self.lake)
-            again = damaged.sources(self.kind.job, self.fingerprint)
-            ledger = Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected, self._uri, again)
-        for dataset, folders, files in roots:
-            for found in self._new(dataset, folders, files, ledger):
-                self._batch(dataset, found)
+            again = damage.load(self.lake).sources(self.kind.job, self.fingerprint)
+            return Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected, self._uri, again)
+
+    def close(self) -> Summary:
         if self._damaged and not self.request.dry_run:
-            self._mend(damaged)
+            self._mend(damage.load(self.lake))
         self.summary.versions = dict(self.lake.versions)
         if self._skipped_suffixes:
             self.summary.extra["skipped_by_suffix"] = dict(self._skipped_suffixes.most_common())
@@ -167,11 +180,12 @@ class Ingest:
     def _finisher(self) -> Callable[[str], None]:
         return lambda batch_id: finish(self.lake, self.ids, self.settings, self.run_id, batch_id, self.summary)
 
-    def _roots(self) -> list[tuple[str, list[str], list[Found]]]:
+    def roots(self) -> list[tuple[str, list[str], list[Found]]]:
+        """(data set, folders to walk, single files) of the inputs."""
         folders, files = resolve(self.request.inputs)
         if self.request.dataset:
             return [(self.request.dataset, folders, files)]
-        roots = [(PurePosixPath(folder).name or "root", [folder], []) for folder in folders]
+        roots = [(_name(folder), [folder], []) for folder in folders]
         by_parent: dict[str, list[Found]] = {}
         for file in files:
             by_parent.setdefault(names.folder(file.uri) or "root", []).append(file)
@@ -182,8 +196,8 @@ class Ingest:
         batch: list[Found] = []
         size = 0
         most = min(self.settings.ingest.batch_sources, getattr(self.kind, "batch_sources", self.settings.ingest.batch_sources))
-        given = with_listed(files, self.kind, self.settings)
-        for found in opened_up(walk(folders, given, self.lake.spark), self.kind, self.settings.guard):
+        given = with_listed(files, self.kind, self.settings, self.access)
+        for found in opened_up(walk(folders, given, self.access, self.lake.spark), self.kind, self.settings.guard):
             if ledger.damaged(dataset, found):
                 self._damaged.setdefault(dataset, []).append(found)
             if ledger.knows(dataset, found):
@@ -202,7 +216,7 @@ class Ingest:
         units: list[Unit] = []
         with self.summary.timed("plan"):
             for dataset, found in self._damaged.items():
-                scanned = self._scan(dataset, found)
+                scanned = self.scan(dataset, found)
                 sources = {self.ids.source(dataset, one.found.uri, one.sha256): one for one in scanned}
                 units += self.kind.plan(self._files(dataset, sources), self.ids, self.settings).units
 
@@ -218,10 +232,34 @@ class Ingest:
 
     # ---- one batch
 
-    def _batch(self, dataset: str, found: list[Found]) -> None:
+    def scan(self, dataset: str, found: Sequence[Found]) -> list[Scanned]:
+        """The files' hashes and headers, by tasks; those that could not be brought are counted and left out."""
         with self.summary.timed("scan"):
             self.progress(f"scan: {len(found)} new files")
             scanned = self._scan(dataset, found)
+        self._absent(one.message for one in scanned if one.absent)
+        return [one for one in scanned if not one.absent]
+
+    def parents(self, dataset: str, scanned: Sequence[Scanned]) -> dict[str, str]:
+        """uri -> what the file belongs to (a series, a slide), for the files that have a header."""
+        sources = {self.ids.source(dataset, one.found.uri, one.sha256): one for one in scanned}
+        plan = self.kind.plan(self._files(dataset, sources), self.ids, self.settings)
+        return {sources[source].found.uri: parent for source, parent in plan.locks.items()}
+
+    def _absent(self, reasons: Iterable[str]) -> None:
+        for reason in reasons:
+            self.summary.extra["unavailable"] = self.summary.extra.get("unavailable", 0) + 1
+            self._hint(reason)
+
+    def _hint(self, text: str) -> None:
+        hints = self.summary.extra.get("hints", [])
+        if text and len(hints) < HINTS and text not in hints:
+            self.summary.extra["hints"] = [*hints, text]
+
+    def ingest(self, dataset: str, scanned: Sequence[Scanned]) -> None:
+        """plan, claim, explode, commit of one batch."""
+        if not scanned:
+            return
         sources = {self.ids.source(dataset, one.found.uri, one.sha256): one for one in scanned}
         self.summary.new_sources += len(sources)
         with self.summary.timed("plan"):
@@ -230,7 +268,7 @@ class Ingest:
         if self.request.dry_run:
             self._dry(sources, plan)
             return
-        self._check_space(sum(one.load for one in found))
+        self._check_space(sum(one.found.load for one in scanned))
         batch = Batch(self.lake, self.run_id, self.kind.job, self.fingerprint, self.settings.ingest.lease_s, self._finisher())
         if self.request.retry_rejected:
             derive.forget_rejected(self.lake, sources, self.kind.job, self.fingerprint)
@@ -265,11 +303,11 @@ class Ingest:
             return tasks.Journal(os.path.join(tempfile.gettempdir(), batch_id, stage), True, pafs.LocalFileSystem())
         return tasks.Journal.of(self.lake, batch_id, stage)
 
-    def _scan(self, dataset: str, found: list[Found]) -> list[Scanned]:
-        weigh = lambda one: HEADER_S + one.size / HASH_BYTES_PER_S
+    def _scan(self, dataset: str, found: Sequence[Found]) -> list[Scanned]:
+        weigh = lambda one: FETCH_S if one.size == UNKNOWN_SIZE else HEADER_S + one.size / HASH_BYTES_PER_S
         parts = tasks.split(found, weigh, 2.0, cores(self.lake.spark))
         name = f"scan-{self.run_id}-{uuid.uuid4().hex[:8]}"
-        work = reader(self.kind, self.ids, self.settings, dataset)
+        work = reader(self.kind, self.ids, self.settings, dataset, self.access)
         try:
             return tasks.run(self.lake.spark, self._journal(name, "journal"), parts, work, self.settings.guard.decode_s)
         finally:
@@ -308,7 +346,7 @@ class Ingest:
         return None
 
     def _explode(self, batch_id: str, units: Sequence[Unit], only: frozenset[str] | None = None) -> list[TaskResult]:
-        work = Exploder(self.kind, self.ids, self.settings, self.lake.uri, self.run_id, batch_id, only)
+        work = Exploder(self.kind, self.ids, self.settings, self.lake.uri, self.run_id, batch_id, self.access, only)
         parts = tasks.split(units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark))
         self.progress(f"explode: {len(units)} units in {len(parts)} tasks")
         journal = self._journal(batch_id, "journal" if only is None else f"mend-{uuid.uuid4().hex[:8]}")
@@ -317,7 +355,12 @@ class Ingest:
     def _commit(self, dataset: str, batch: Batch, sources: Mapping[str, Scanned], plan: Plan, results: list[TaskResult]) -> None:
         stage = Stage.of(self.lake, self.run_id, batch.batch_id, results)
         images: Counter[str] = Counter()
+        absent = {source: reason for result in results for source, reason in result.absent.items()}
+        self._absent(absent.values())
+        self.summary.new_sources -= len(absent)
+        sources = {source: one for source, one in sources.items() if source not in absent}
         rejections = [*plan.rejections, *(item for result in results for item in result.rejections)]
+        rejections = [item for item in rejections if item.source_id in sources]
         parents: set[str] = set()
         subjects: set[str] = set()
         for result in results:
@@ -389,8 +432,7 @@ class Ingest:
             if status == "skipped":
                 self.summary.skipped += 1
                 self._skipped_suffixes[PurePosixPath(one.found.uri).suffix.lower() or "(none)"] += 1
-                if one.message and len(self.summary.extra.setdefault("hints", [])) < 5 and one.message not in self.summary.extra["hints"]:
-                    self.summary.extra["hints"].append(one.message)
+                self._hint(one.message)
             self.summary.rejected_sources += status == "rejected"
             records.append(
                 {
@@ -398,7 +440,7 @@ class Ingest:
                     "dataset": dataset,
                     "uri": self._uri(one.found.uri),
                     "kind": (one.header or {}).get("kind", self.kind.source_kind),
-                    "size_bytes": one.found.size,
+                    "size_bytes": max(one.found.size, 0),  # of a file that was too large to be brought nobody knows it
                     "modified_at": datetime.fromtimestamp(one.found.modified_us / 1e6, UTC),
                     "sha256": one.sha256,
                     "job": self.kind.job,
@@ -421,6 +463,11 @@ class Ingest:
         said["bytes"] += sum(one.found.load for one in sources.values())
         said["partitions"] += len(tasks.split(plan.units, lambda unit: unit.cost, TASK_S, cores(self.lake.spark)))
         self.summary.rejected += sum(1 for one in sources.values() if one.code) + len(plan.rejections)
+
+
+def _name(folder: str) -> str:
+    """What the data set of an input folder is called by default; of a server its host, because the rest of an address may be a UID."""
+    return parse(folder).host if is_address(folder) else PurePosixPath(folder).name or "root"
 
 
 def _status(one: Scanned, images: int, codes: set[str]) -> str:

@@ -10,11 +10,12 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,20 +24,26 @@ from pyarrow import fs as pafs
 from pyspark.sql import SparkSession
 
 from medspark.config import Config, Guard
-from medspark.errors import BadRequest, Rejected, SkippedSource, unexpected
+from medspark.errors import BadRequest, Rejected, SkippedSource, Unavailable, unexpected
 from medspark.keys import Ids
 from medspark.lake import archive
 from medspark.lake.files import locate
 from medspark.lake.store import Lake
 from medspark.lake.tasks import Watcher
+from medspark.series.dicomweb import Access, is_address, parse
 from medspark.tables.names import basename
 from medspark.tables.work import Kind, Member, SourceFile
 
+log = logging.getLogger("medspark.scan")
+
 TOGETHER = 8  # batches' worth of files that may become one because they belong together: some 2,000 headers with thumbnails
 FANOUT = 512  # folders waiting to be listed; beyond, listing goes into tasks
+RECENT = 100_000  # sources that came since the ledger was sorted: they lie beside it, 10 MB
 HASH_BLOCK = 1 << 20
 DICOMDIR = "dicomdir"
 HIDDEN = (".", "_")  # hidden files and folders of tools (.DS_Store, _SUCCESS), as Spark and Hadoop leave them out
+UNKNOWN_SIZE = -1  # of what a DICOMweb server lists: neither size nor time, so that its address alone says whether it is known
+NO_TIME_US = 0  # the ledger's ``modified_at`` of such a source is the epoch
 
 
 @dataclass(frozen=True)
@@ -60,18 +67,22 @@ class Found:
     @property
     def load(self) -> int:
         """Bytes that the file adds to a batch; an archive's are its members'."""
-        return 0 if self.archive else self.size
+        return 0 if self.archive else max(0, self.size)
 
 
 @dataclass(frozen=True)
 class Scanned:
-    """A new file, hashed; with its header, or with why there is none (``code`` empty and ``message`` set: skipped)."""
+    """A new file, hashed; with its header, or with why there is none (``code`` empty and ``message`` set: skipped).
+
+    absent : it could not be brought (``message`` says why); nothing of it is written
+    """
 
     found: Found
     sha256: str
     header: dict[str, Any] | None = None
     code: str = ""
     message: str = ""
+    absent: bool = False
 
 
 # ---- listing
@@ -106,9 +117,14 @@ def cuts_before(
     return key is None or key != together(batch[-1].uri)
 
 
-def list_folder(folder: str) -> tuple[list[str], list[Found]]:
+def list_folder(folder: str, access: Access) -> tuple[list[str], list[Found]]:
     """Sub-folders and files of a folder (``file://...`` or another URI), in the order of their names; symbolic links to folders are not followed."""
     folders, files = [], []
+    if is_address(folder):
+        from medspark.lake import dicomweb  # brings its HTTP library, which few runs need
+
+        below, instances = dicomweb.listing(folder, access)
+        return below, [Found(uri, UNKNOWN_SIZE, NO_TIME_US) for uri in instances]
     if folder.startswith("file://"):
         with os.scandir(to_path(folder)) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
@@ -117,7 +133,10 @@ def list_folder(folder: str) -> tuple[list[str], list[Found]]:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(f"{folder}/{entry.name}")
                 elif entry.is_file():
-                    stat = entry.stat()
+                    try:
+                        stat = entry.stat()
+                    except FileNotFoundError:  # renamed or removed since the folder was read
+                        continue
                     files.append(Found(f"{folder}/{entry.name}", stat.st_size, stat.st_mtime_ns // 1000))
         return folders, files
     filesystem, path, _ = locate(folder)
@@ -136,6 +155,9 @@ def resolve(inputs: Sequence[str]) -> tuple[list[str], list[Found]]:
     """Folders to walk and single files of ``--input``; `BadRequest` names what does not exist."""
     folders, files = [], []
     for given in inputs:
+        if is_address(given):
+            folders.append(parse(given).uri)
+            continue
         filesystem, path, _ = locate(given)
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
@@ -147,8 +169,15 @@ def resolve(inputs: Sequence[str]) -> tuple[list[str], list[Found]]:
     return folders, files
 
 
-def walk(folders: Sequence[str], files: Sequence[Found], spark: SparkSession | None = None) -> Iterator[Found]:
-    """Every file below, once, folder by folder in depth-first order of names (so that a series' files come together)."""
+def walk(
+    folders: Sequence[str], files: Sequence[Found], access: Access, spark: SparkSession | None = None, given: bool = True
+) -> Iterator[Found]:
+    """Every file below, once, folder by folder in depth-first order of names (so that a series' files come together).
+
+    given : whether ``folders`` are what the user named: one of those that cannot be listed is a `BadRequest`. Further down a folder that has
+        gone is left out, and an address that a server does not list is passed on as if it were a file, so that the scan counts it as absent.
+    """
+    roots = set(folders) if given else set()
     seen: set[str] = set()
     for file in files:
         if file.uri not in seen:
@@ -159,12 +188,23 @@ def walk(folders: Sequence[str], files: Sequence[Found], spark: SparkSession | N
         if spark is not None and len(stack) > FANOUT:
             todo = sorted(stack)
             slices = min(len(todo), 4 * spark.sparkContext.defaultParallelism)
-            listed = spark.sparkContext.parallelize(todo, slices).flatMap(lambda folder: list(walk([folder], [])))
+            listed = spark.sparkContext.parallelize(todo, slices).flatMap(lambda folder: walk([folder], [], access, given=False))
             for file in listed.toLocalIterator():
                 if file.uri not in seen:
                     yield file
             return
-        inner, found = list_folder(stack.pop())
+        folder = stack.pop()
+        try:
+            inner, found = list_folder(folder, access)
+        except FileNotFoundError:
+            if folder in roots:
+                raise
+            continue
+        except Unavailable as error:
+            if folder in roots:
+                raise BadRequest(f"--input {folder}: {error}") from None
+            log.warning("an address could not be listed: %s", error)
+            inner, found = [], [Found(folder, UNKNOWN_SIZE, NO_TIME_US)]
         stack.extend(reversed(inner))
         for file in found:
             if file.uri not in seen:
@@ -218,13 +258,13 @@ def listed_by(found: Found, names: Iterable[tuple[str, ...]]) -> Iterator[Found]
             yield Found(uri, 0, found.modified_us, fault=("ARCHIVE_MEMBER", "the DICOMDIR names it, and it is not there"))
 
 
-def with_listed(files: Sequence[Found], kind: Kind, settings: Config) -> list[Found]:
+def with_listed(files: Sequence[Found], kind: Kind, settings: Config, access: Access) -> list[Found]:
     """Single files of ``--input``, and after each DICOMDIR among them the files that it names and that are there."""
     found: list[Found] = []
     for file in files:
         found.append(file)
         if is_dicomdir(file, kind):
-            with contextlib.suppress(Exception), local_copy(file) as path:  # whatever is wrong with it: the scan says it, in a task
+            with contextlib.suppress(Exception), local_copy(file, access) as path:  # whatever is wrong with it: the scan says it, in a task
                 found += [one for one in listed_by(file, kind.listed(path, settings)) if one.fault is None]  # type: ignore[attr-defined]
     return found
 
@@ -242,56 +282,61 @@ class Ledger:
         damaged: Collection[str] = (),
     ) -> None:
         """``address`` : uri -> what the ledger keeps of it.  ``damaged`` : source_ids whose pixels are to be made again."""
-        self.address = address
-        self._damaged: set[bytes] = set()
+        self.lake, self.job, self.settings, self.retry_rejected, self.address = lake, job, settings, retry_rejected, address
+        self.known = np.empty(0, "V16")
+        self._wanted, self._damaged = frozenset(damaged), set[bytes]()
+        self._read: set[str] = set()
+        self._recent: set[bytes] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what has come into the table since the last time."""
+        columns = ["dataset", "uri", "size_bytes", "modified_at", "job", "settings", "status", *(["source_id"] if self._wanted else [])]
         digests: list[np.ndarray] = []
-        for path in lake.files("sources"):
-            with lake.filesystem.open_input_file(path) as stream:
-                for batch in pq.ParquetFile(stream).iter_batches(
-                    batch_size=65_536,
-                    columns=[
-                        "dataset",
-                        "uri",
-                        "size_bytes",
-                        "modified_at",
-                        "job",
-                        "settings",
-                        "status",
-                        *(["source_id"] if damaged else []),
-                    ],
-                ):
+        for path in self.lake.files("sources"):
+            if path in self._read:
+                continue
+            self._read.add(path)
+            with self.lake.filesystem.open_input_file(path) as stream:
+                for batch in pq.ParquetFile(stream).iter_batches(batch_size=65_536, columns=columns):
                     rows = batch.to_pydict()
-                    sources = rows.pop("source_id", [])
-                    known = [
-                        self.digest(dataset, uri, size, round(at.timestamp() * 1e6))
-                        for dataset, uri, size, at, by, under, status in zip(*rows.values(), strict=True)
-                        if by == job and under == settings and not (retry_rejected and status == "rejected")
-                    ]
+                    sources = rows.pop("source_id", [""] * batch.num_rows)
+                    known: list[bytes] = []
+                    for source, dataset, uri, size, at, by, under, status in zip(sources, *rows.values(), strict=True):
+                        if by == self.job and under == self.settings:
+                            mine = self._row_digests(dataset, uri, size, round(at.timestamp() * 1e6))
+                            known += mine if not (self.retry_rejected and status == "rejected") else []
+                            self._damaged.update(mine if source in self._wanted else [])
                     digests.append(np.frombuffer(b"".join(known), "V16") if known else np.empty(0, "V16"))
-                    for place, source in enumerate(sources):
-                        if source in damaged and (rows["job"][place], rows["settings"][place]) == (job, settings):
-                            self._damaged.add(
-                                self.digest(
-                                    rows["dataset"][place],
-                                    rows["uri"][place],
-                                    rows["size_bytes"][place],
-                                    round(rows["modified_at"][place].timestamp() * 1e6),
-                                )
-                            )
-        self.known = np.sort(np.concatenate(digests)) if digests else np.empty(0, "V16")
+        fresh = np.concatenate(digests) if digests else np.empty(0, "V16")
+        if len(self.known) and len(self._recent) + len(fresh) < RECENT:  # sorting all of them anew for a few would take seconds
+            self._recent.update(fresh.tolist())
+        elif len(fresh):
+            recent = np.frombuffer(b"".join(self._recent), "V16") if self._recent else np.empty(0, "V16")
+            self.known = np.unique(np.concatenate([self.known, recent, fresh]))
+            self._recent.clear()
 
     @staticmethod
     def digest(dataset: str, uri: str, size: int, modified_us: int) -> bytes:
         return hashlib.blake2b(f"{dataset}\0{uri}\0{size}\0{modified_us}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+    @classmethod
+    def _row_digests(cls, dataset: str, uri: str, size: int, modified_us: int) -> list[bytes]:
+        """What a row of the ledger is recognised by; what came from a server also by its address alone."""
+        found = [cls.digest(dataset, uri, size, modified_us)]
+        return [*found, cls.digest(dataset, uri, UNKNOWN_SIZE, NO_TIME_US)] if modified_us == NO_TIME_US else found
 
     def damaged(self, dataset: str, found: Found) -> bool:
         """Whether pixels that came from this very file are damaged in the lake."""
         return bool(self._damaged) and self.digest(dataset, self.address(found.uri), found.size, found.modified_us) in self._damaged
 
     def knows(self, dataset: str, found: Found) -> bool:
+        digest = self.digest(dataset, self.address(found.uri), found.size, found.modified_us)
+        if digest in self._recent:
+            return True
         if not len(self.known):
             return False
-        wanted = np.frombuffer(self.digest(dataset, self.address(found.uri), found.size, found.modified_us), "V16")
+        wanted = np.frombuffer(digest, "V16")
         place = int(np.searchsorted(self.known, wanted)[0])
         return place < len(self.known) and bool(self.known[place] == wanted[0])
 
@@ -300,8 +345,11 @@ class Ledger:
 
 
 @contextmanager
-def local_copy(file: Found | SourceFile) -> Iterator[str]:
-    """A local path of the file's bytes: itself, a temporary copy of a remote one, or a member of an archive brought into memory."""
+def local_copy(file: Found | SourceFile, access: Access) -> Iterator[str]:
+    """A local path of the file's bytes: itself, a temporary copy of a remote one, or a member of an archive brought into memory.
+
+    Raises `Unavailable` for what a server does not give.
+    """
     uri = file.uri
     if file.member is not None:
         with archive.in_memory(file.member) as path:
@@ -309,6 +357,12 @@ def local_copy(file: Found | SourceFile) -> Iterator[str]:
         return
     if uri.startswith("file://"):
         yield to_path(uri)
+        return
+    if is_address(uri):
+        from medspark.lake import dicomweb
+
+        with dicomweb.brought(uri, access) as path:
+            yield path
         return
     filesystem, path, _ = locate(uri)
     with tempfile.NamedTemporaryFile(prefix="medspark-", suffix=os.path.basename(path)) as copy:
@@ -321,12 +375,16 @@ def sha256_of(path: str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def reader(kind: Kind, ids: Ids, settings: Config, dataset: str) -> Callable[[Iterable[Found], Watcher, int], Iterator[Scanned]]:
+def reader(
+    kind: Kind, ids: Ids, settings: Config, dataset: str, access: Access
+) -> Callable[[Iterable[Found], Watcher, int], Iterator[Scanned]]:
     """The work of a scan task: hash, then header. Every file yields one `Scanned`; a DICOMDIR also one for each file that it lacks."""
 
     def read(files: Iterable[Found], watch: Watcher, partition: int) -> Iterator[Scanned]:
         for found in files:
             sha256 = ""
+            if not found.uri.startswith("file://"):
+                watch.done()  # bringing it may take longer than a decoder may
             try:
                 if found.archive:
                     sha256 = archive.sha256_of(found.uri)
@@ -335,7 +393,9 @@ def reader(kind: Kind, ids: Ids, settings: Config, dataset: str) -> Callable[[It
                 if found.archive:
                     yield Scanned(found, sha256, header={"kind": "archive"})
                     continue
-                with local_copy(found) as path:
+                with local_copy(found, access) as path:
+                    if found.size == UNKNOWN_SIZE:
+                        found = replace(found, size=os.path.getsize(path))
                     sha256 = sha256_of(path)
                     if found.size == 0:
                         raise Rejected("EMPTY_FILE", "the file has 0 bytes")
@@ -347,9 +407,14 @@ def reader(kind: Kind, ids: Ids, settings: Config, dataset: str) -> Callable[[It
                 yield Scanned(found, sha256, code=error.code, message=error.reason)
             except SkippedSource as error:
                 yield Scanned(found, sha256, message=error.hint)
+            except Unavailable as error:
+                yield Scanned(found, sha256, message=str(error), absent=True)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):  # this machine's disk, no fault of the file
                     raise
+                if not sha256:  # gone since it was listed, not ours to read, a file server away: nothing is wrong with the file itself
+                    yield Scanned(found, sha256, message=f"a file could not be read ({type(error).__name__})", absent=True)
+                    continue
                 yield Scanned(found, sha256, code="UNKNOWN_KIND", message=f"the file cannot be read ({type(error).__name__})")
             except Exception as error:  # a file that no parser foresaw must not stop the job; its kind and place are kept
                 yield Scanned(found, sha256, code="DECODE_FAILED", message=unexpected(error))

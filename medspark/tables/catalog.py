@@ -48,7 +48,7 @@ SOURCES = table(
         c("uri", "string", "address of the original; archive.zip!member for a member of an archive"),
         c("kind", "string", "slide, dicom, nifti, photo, annotation, archive or other"),
         c("size_bytes", "long", "size of the file", "bytes"),
-        c("modified_at", "timestamp", "the file’s modification time when it was read"),
+        c("modified_at", "timestamp", "the file’s modification time when it was read; 1970-01-01 where it has none (DICOMweb)"),
         c("sha256", "string", "SHA-256 of the file’s bytes, hex"),
         c("job", "string", "job that read the source"),
         c("settings", "string", "fingerprint of the settings that change rows"),

@@ -79,7 +79,7 @@ CODES: dict[str, str] = {
     "LABEL_GEOMETRY": "a shape that cannot be what it says, or a structure that does not lie on its images",
     "LABEL_SIZE": "a mask of another size than its image",
     "LABEL_FORMAT": "an annotation file that is broken or of an unknown form",
-    "UNKNOWN_KIND": "a compressed or unknown file, or one that cannot be opened",
+    "UNKNOWN_KIND": "a compressed or unknown file",
     "TOO_LARGE": "larger than `guard.max_pixels` or `guard.max_file_bytes`",
     "DUPLICATE": "the same instance with the same pixels is there already",
     "ORPHAN_LABEL": "an image of the annotation is not in the lake; the source waits, its labels appear when the image comes",
