@@ -157,7 +157,7 @@ class _Columns:
 
     def _column(self, name: str) -> pa.Array:
         if name in self.table.column_names:
-            return self.table.column(name).combine_chunks()
+            return self.table.column(name).combine_chunks().cast(SERIES_OR_SLICE[name])
         return pa.nulls(self.table.num_rows, SERIES_OR_SLICE[name])
 
     def _numbers(self, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ def test_it_opens_and_missing_columns_are_null(first: Path, later: None) -> None
     lake = Lake(None, str(first))  # type: ignore[arg-type]
     rows = lake.read("slices", ["image_id", EXTRA.name])
     assert rows.num_rows == 5 and rows.column(EXTRA.name).null_count == 5
-    assert migrate.missing(lake)["slices"][-1:] == [EXTRA.name]
+    assert EXTRA.name in migrate.missing(lake)["slices"]
 
 
 @pytest.mark.spark
