@@ -47,5 +47,5 @@ format: setup  ## put the sources into shape
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what was made here, the environment included (the cache folder keeps the slow parts)
-	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
+	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log medspark/pixels/*.so
 	find medspark jobs tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
