@@ -122,7 +122,7 @@ def _assembled(lake: Lake, stage: Stage, settings: Config) -> Callable[[pa.Table
     there = existing_slices(lake, pc.unique(new.column("series_instance_id")).to_pylist(), NEEDED)
     late = _instances(there)
     assembled = assemble(pa.concat_tables([new, there.cast(new.schema)]), settings.verdicts)
-    stage.add(_rows_where(assembled.series, lambda row: tuple(row) not in late))
+    stage.add(_rows_where(assembled.series, lambda instance: instance not in late))
     return lambda piece: _with_derived(piece, assembled.slices)
 
 

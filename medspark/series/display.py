@@ -10,31 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from medspark.pixels.window import voi
 from medspark.series import rescale
 
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
-
-
-def voi(values: np.ndarray, center: float, width: float, function: Function = "LINEAR") -> np.ndarray:
-    """Values through a VOI window: float64 in 0..1, same shape.
-
-    values : any dtype, after rescale
-    LINEAR is the standard's default, with its half steps: width 1 is a threshold at ``center - 0.5``. Raises ValueError where the width is
-    too small for the function (1 for LINEAR, above 0 for the others).  PS3.3 C.11.2.1.2, C.11.2.1.3
-    """
-    x = np.asarray(values, np.float64)
-    if width < 1 if function == "LINEAR" else width <= 0:
-        raise ValueError(f"a {function} window cannot be {width:g} wide")
-    if function == "LINEAR":
-        if width == 1:
-            return (x > center - 0.5).astype(np.float64)
-        return np.clip((x - (center - 0.5)) / (width - 1) + 0.5, 0.0, 1.0)
-    if function == "LINEAR_EXACT":
-        return np.clip((x - center) / width + 0.5, 0.0, 1.0)
-    if function == "SIGMOID":
-        with np.errstate(over="ignore"):  # far below the window the exponential is infinite and the value 0, as it should be
-            return 1.0 / (1.0 + np.exp(-4.0 * (x - center) / width))
-    raise ValueError("the VOI function is LINEAR, LINEAR_EXACT or SIGMOID")
 
 
 def picture(
