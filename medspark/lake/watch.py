@@ -28,6 +28,8 @@ from medspark.series.dicomweb import is_address
 log = logging.getLogger("medspark.watch")
 
 WAKE_S = 0.2  # the main thread looks for a signal so often
+# Spark's two ways of telling that another stream wrote this batch's offsets: found there before the write, and met by its rename.
+TWO_STREAMS = ("CONCURRENT_STREAM_LOG_UPDATE", "Multiple streaming queries are concurrently using")
 GROUP_S = 0.5  # service managers signal the whole process group: after so long Spark's process shows whether it ends, too
 
 
@@ -77,7 +79,7 @@ class Watch:
 
     def _failure(self, text: str) -> Exception:
         """The stream's own end as an error of ours."""
-        if "CONCURRENT_STREAM_LOG_UPDATE" in text:
+        if any(words in text for words in TWO_STREAMS):
             return BadRequest(f"--watch {self.ingest.request.inputs[0]}: another job watches this folder for this lake")
         return RuntimeError(f"the stream ended: {text[:2000]}")
 
