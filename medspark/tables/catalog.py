@@ -453,6 +453,50 @@ SPLITS = table(
     ],
 )
 
+PREDICTIONS = table(
+    "predictions",
+    "What a model said about whole images, series, slides or subjects: one row per label.",
+    "model_uri target_id label",
+    [
+        c("image_id", "string?", "image, for predictions of images"),
+        c("target", "string", "image, series, slide, study or subject"),
+        c("target_id", "string", "what was predicted"),
+        c("model_uri", "string", "the model"),
+        c("task", "string", "classification, ..."),
+        c("label", "string", "label"),
+        c("probability", "double", "probability of the label (0 to 1)"),
+        c("rank", "int", "place among the labels of one target, from 0: the most probable"),
+        c("threshold", "double?", "from which the label counts as present, fixed on validation"),
+        c("suspicion", "double?", "how likely the image was tampered with (0 to 1)"),
+        c("predicted_at", "timestamp", "when"),
+    ],
+    "model_uri target_id",
+)
+
+EVALUATIONS = table(
+    "evaluations",
+    "Measures of a model on one part of a feed, per image, series, slide or subject, and over all.",
+    "evaluation_id",
+    [
+        c("evaluation_id", "string", "id of (model_uri, feed, feed_version, part, unit, unit_id, label, metric)"),
+        c("model_uri", "string", "the model"),
+        c("feed", "string", "name of the feed"),
+        c("feed_version", "long", "its Delta version"),
+        c("part", "string", "part of the split"),
+        c("unit", "string", "image, series, slide, subject or all"),
+        c("unit_id", "string?", "which one; null for all"),
+        c("label", "string?", "label; null where the measure is over all labels"),
+        c("metric", "string", "name of the measure"),
+        c("value", "double?", "its value; null where it is not defined"),
+        c("low", "double?", "lower end of the 95 % interval over subjects"),
+        c("high", "double?", "upper end of the 95 % interval over subjects"),
+        c("n", "int", "how many units (subjects for intervals) it is over"),
+        c("within_subject", "boolean", "whether training and test share subjects"),
+        c("evaluated_at", "timestamp", "when"),
+    ],
+    "model_uri feed",
+)
+
 REJECTED = table(
     "rejected",
     "What did not become rows, and why.",
@@ -495,5 +539,24 @@ KPI = table(
     ],
 )
 
-ALL = (SOURCES, SUBJECTS, SLIDES, GRIDS, TILES, SERIES, SLICES, PHOTOS, PIXELS, REGIONS, PLANES, LABELS, SPLITS, REJECTED, CLAIMS, KPI)
+ALL = (
+    SOURCES,
+    SUBJECTS,
+    SLIDES,
+    GRIDS,
+    TILES,
+    SERIES,
+    SLICES,
+    PHOTOS,
+    PIXELS,
+    REGIONS,
+    PLANES,
+    LABELS,
+    SPLITS,
+    PREDICTIONS,
+    EVALUATIONS,
+    REJECTED,
+    CLAIMS,
+    KPI,
+)
 TABLES: dict[str, Table] = {item.name: item for item in ALL}

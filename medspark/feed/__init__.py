@@ -1,0 +1,8 @@
+"""Feeds: from a SQL cohort to batches. A feed is a frozen Delta table of ready samples, with a card that says what it is.
+
+Read in this order: `rows` (what one row holds), `card` (what a feed says of itself), `cohort`, `sample` and `write` (how it is made), `reader` (what a
+batch is), `plan` (who reads what when; pure arithmetic), `arrow` and `petastorm` (two readers, tested equal), `cache` (copies on the local
+disk), `augment`, `tfdata`.
+
+What it refuses: subjects in two parts, feeds that were changed after they were built, and any step that would differ between two ranks.
+"""
