@@ -167,7 +167,10 @@ class Ingest:
 
     def ledger(self) -> Ledger:
         with self.summary.timed("scan"):
-            again = damage.load(self.lake).sources(self.kind.job, self.fingerprint)
+            listed = damage.load(self.lake)
+            if listed.records and not listed.lost and not self.request.dry_run:
+                damage.clear(self.lake)  # whoever mended it did not come to this any more
+            again = listed.sources(self.kind.job, self.fingerprint)
             return Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected, self._uri, again)
 
     def close(self) -> Summary:
