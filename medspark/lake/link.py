@@ -35,6 +35,7 @@ from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rejection, Rows, rejected_rows
 from medspark.tables.work import SourceFile
 
+ITSELF = "the file is itself the image that it would label; a picture of few colours may look like a label image"
 PLANE_BATCH = 16  # planes read at once: a mask band of a large slide may hold some MB
 
 SLICE_COLUMNS = [column.name for column in TABLES["slices"].columns if column.name not in ("header_json", "series_attributes")]
@@ -164,6 +165,8 @@ class Linker:
         values = PixelReader(filesystem, files["pixels"], meeting.slide_id)
         if meeting.grid_id:
             slide = read_where(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
+            if slide["source_id"] == meeting.source_id:
+                raise Rejected("LABEL_FORMAT", ITSELF)
             grid = read_where(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
             tiles = read_where(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
             regions = to_level_0(regions, slide)
@@ -171,6 +174,8 @@ class Linker:
             return
         where = (pc.field("series_instance_id") == meeting.series_instance_id) & (pc.field("dataset") == meeting.dataset)
         slices = read_where(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
+        if slices.column("source_id").unique().to_pylist() == [meeting.source_id]:
+            raise Rejected("LABEL_FORMAT", ITSELF)
         only = set(slices.filter(pc.equal(slices.column("batch_id"), meeting.batch_id)).column("image_id").to_pylist())
         series = read_where(filesystem, "series", files["series"], where).to_pylist()
         values = PixelReader(filesystem, files["pixels"], "")
@@ -194,6 +199,9 @@ class Linker:
         mine = pc.field("source_id") == meeting.source_id
         shard = (pc.field("batch_id") == meeting.batch_id) & (pc.field("dataset") == meeting.dataset)
         here = photos.photos.filter(shard & pc.starts_with(pc.field("source_id"), meeting.shard))
+        if here.filter(mine).num_rows:
+            yield Rejection(source.source_id, source.uri, "link", "LABEL_FORMAT", ITSELF)
+            here = here.filter(~mine)
         regions, planes = photos.regions.filter(mine), photos.planes.filter(mine)
         yield from link_photos(here, regions, planes, values, source, self.ids, self.settings, self.now)
 
