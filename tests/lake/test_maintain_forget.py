@@ -152,7 +152,9 @@ def test_a_photo_goes_with_what_was_drawn_on_it(spark: Any, tmp_path: Path) -> N
     for name in ("p1-a_mask.png", "p2-a_mask.png"):
         Image.fromarray(drawn).save(labels / name)
     square = {"type": "Polygon", "coordinates": [[[5, 5], [15, 5], [15, 10], [5, 10], [5, 5]]]}
-    (labels / "p1-b.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {}}))
+    (labels / "p1").mkdir()
+    (labels / "p1" / "notes-on-jones.json").write_text("{}")  # refused, in a folder in which all else is about him
+    (labels / "p1" / "p1-b.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {}}))
     (labels / "both.csv").write_text("image,label,x,y,width,height\np1-a.png,box,1,2,3,4\np2-a.png,box,1,2,3,4\nx/p1-z.png,box,2,2,2,2\n")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -180,7 +182,7 @@ def test_a_photo_goes_with_what_was_drawn_on_it(spark: Any, tmp_path: Path) -> N
     assert left == {("test", "p2-a.png"), ("test", "p2-a_mask.png"), ("test", "both.csv"), ("elsewhere", "p1-a_mask.png")}
     assert {row["subject_key"] for row in harness.rows(lake, "labels")} == {whose[by_name["p2-a.png"]]}
     assert [row["ref_dataset"] for row in harness.rows(lake, "planes")].count("elsewhere") == 1, "it waits for another data set's photo"
-    assert holding(lake, {jones, "jones.zip", *(by_name[name] for name in ("p1-a.png", "p1-b.png", "p1-z.png", "p1-a_mask.png"))}) == set()
+    assert holding(lake, {jones, "jones", *(by_name[name] for name in ("p1-a.png", "p1-b.png", "p1-z.png", "p1-a_mask.png"))}) == set()
     assert upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"] == []
     assert harness.run(spark, lake, [folder], photos_kind(), subject_pattern="^(p[0-9])").written["photos"] == 3
     assert harness.run(spark, lake, [labels], labels_kind("auto", None, None, explicit_dataset=False)).written["labels"] == 2

@@ -127,9 +127,9 @@ def collect(lake: Lake, subject: str) -> Traces:
     for table in (*IMAGE_TABLES, "slides"):
         if table != "tiles":
             own_sources -= _held_by(lake, table, "source_id", own_sources, others)
-    found.sources = own_sources
-    found.sources |= _beside(lake, own_sources)
+    found.sources = own_sources | _beside(lake, own_sources, IMAGE_JOBS)
     _annotations(lake, found, mine, others)
+    found.sources |= _beside(lake, found.sources, (*IMAGE_JOBS, "import_labels"))
     for table, definition in TABLES.items():
         if "subject_key" in definition.names:
             found.runs.update(row["run_id"] for row in _rows(lake, table, ["run_id"], mine))
@@ -155,9 +155,10 @@ def _held_by(lake: Lake, table: str, column: str, values: set[str], whom: pc.Exp
     return {row[column] for row in _rows(lake, table, [column], _among(column, values) & whom)} if values else set()
 
 
-def _beside(lake: Lake, sources: set[str]) -> set[str]:
-    """Files that brought no image and can only be the subject's: copies of its files, and whatever lies in folders of its alone.
+def _beside(lake: Lake, sources: set[str], jobs: Sequence[str]) -> set[str]:
+    """Files that brought nothing and can only be the subject's: copies of its files, and whatever lies in folders of its alone.
 
+    jobs : whose files of others make a folder theirs, too: images; where the subject's annotations lie apart, annotations as well
     A rejected file has no subject, but an address that may hold a name. Taking one too many out of the ledger costs a second look at it.
     """
     own = list(_rows(lake, "sources", ["uri", "sha256"], _among("source_id", sources)))
@@ -170,20 +171,20 @@ def _beside(lake: Lake, sources: set[str]) -> set[str]:
         if folder in seen or not folder.strip("/") or folder.endswith(("//", "/")):
             continue  # the root
         seen.add(folder)
-        theirs = _of_nobody_else(lake, folder + "/", sources)
+        theirs = _of_nobody_else(lake, folder + "/", sources, jobs)
         if theirs is not None:
             found |= theirs
             folders.add(folder.rpartition("/")[0])
     for archive in _rows(lake, "sources", ["source_id", "uri"], _among("uri", _archives(own)) & (pc.field("kind") == "archive")):
-        theirs = _of_nobody_else(lake, archive["uri"] + "!", sources)
+        theirs = _of_nobody_else(lake, archive["uri"] + "!", sources, jobs)
         found |= set() if theirs is None else {archive["source_id"], *theirs}
     return found
 
 
-def _of_nobody_else(lake: Lake, below: str, sources: set[str]) -> set[str] | None:
-    """Files whose address begins so and that brought no image of anybody; None where somebody else's images lie there, too."""
+def _of_nobody_else(lake: Lake, below: str, sources: set[str], jobs: Sequence[str]) -> set[str] | None:
+    """Files whose address begins so and that are nobody else's; None where something that one of the jobs made is somebody else's."""
     under = list(_rows(lake, "sources", ["source_id", "job", "n_images"], pc.starts_with(pc.field("uri"), below)))
-    if any(row["n_images"] and row["job"] in IMAGE_JOBS and row["source_id"] not in sources for row in under):
+    if any(row["n_images"] and row["job"] in jobs and row["source_id"] not in sources for row in under):
         return None
     return {row["source_id"] for row in under if row["job"] in IMAGE_JOBS or not row["n_images"]}
 
