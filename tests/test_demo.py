@@ -151,6 +151,7 @@ def test_demo(spark: Any, tmp_path: Path) -> None:
     assert [row["dataset"] for row in drawn[1:3]] == ["ct-phantom", "pydicom"]  # the labelled one first
     assert drawn[1]["image_id"] in {row["image_id"] for row in opened.rows("labels", ["image_id"], label="Nodule").to_pylist()}
     assert [bool(row["col_mm"]) for row in drawn] == [True, True, True, True, False, False]  # the detector's pixels are not the patient's
+    assert all(opened.image(row["image_id"]).shape[:2] == (row["rows"], row["cols"]) for row in drawn)
     assert kind_pictures.one_of_each(opened, ["nothing"]) is None
     for name, picture in seen.items():
         assert min(picture.shape[:2]) > 300, name

@@ -56,8 +56,8 @@ def fundus_mask(rgb: np.ndarray) -> np.ndarray:
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
     disc = binary_fill_holes(pieces == 1 + int(sizes.argmax()))
     mask = np.zeros(green.shape, np.uint8)
-    mask[disc] = DISC
     mask[vessel] = VESSEL
+    mask[disc] = DISC  # whole, over the vessels that leave it
     return mask
 
 

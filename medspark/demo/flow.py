@@ -83,8 +83,8 @@ def _run(folder: Path, data: str | None, spark: SparkSession | None, console: Co
         _ingest(steps, Lake(spark, str(lake_path)), ids, settings, inputs)
         with steps.step("Six questions, in SQL"):
             sql.register(spark, str(lake_path))
-            for number, answer in enumerate(questions.ask_all(spark), start=1):
-                questions.show(console, number, answer)
+            for number, question in enumerate(questions.QUESTIONS, start=1):
+                questions.show(console, number, questions.ask(spark, question))
             (folder / "questions.sql").write_text(questions.script())
             console.print()
         with steps.step("Pictures, drawn from the tables") as said:

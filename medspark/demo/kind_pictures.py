@@ -25,22 +25,22 @@ THIN_PX = 5.0  # of the picture: what is thinner (vessels) is filled, its two ou
 MIN_SHARE = 0.002  # of the image: less of a label is a splinter, and not what the image is chosen for
 CHOICE = f"""
 WITH images AS (
-  SELECT image_id, dataset, 'tile' AS kind, 0 AS place, mpp_um / 1000 AS col_mm FROM tiles
+  SELECT image_id, dataset, 'tile' AS kind, 0 AS place, height_px AS rows, width_px AS cols, mpp_um / 1000 AS col_mm FROM tiles
   WHERE pixel_source <> 'none' AND valid_width_px = width_px AND valid_height_px = height_px
   UNION ALL
   SELECT image_id, dataset, CASE WHEN modality IN ('CR', 'DX', 'MG') THEN 'X-ray' ELSE modality || ' slice' END,
-         CASE WHEN modality IN ('CR', 'DX', 'MG') THEN 2 ELSE 1 END,
+         CASE WHEN modality IN ('CR', 'DX', 'MG') THEN 2 ELSE 1 END, rows, cols,
          CASE WHEN pixel_spacing_source IN ({", ".join(f"'{name}'" for name in sorted(BODY_SPACING))}) THEN pixel_spacing_mm[2] END
   FROM slices
   UNION ALL
-  SELECT image_id, dataset, 'photo', 3, NULL FROM photos),
+  SELECT image_id, dataset, 'photo', 3, rows, cols, NULL FROM photos),
 shares AS (
   SELECT image_id, label, least(1, sum(fraction)) AS share FROM labels WHERE mask_codec IS NOT NULL AND area_px > 0 GROUP BY image_id, label),
 seen AS (SELECT image_id, count_if(share >= {MIN_SHARE}) AS n_labels, sum(1 - abs(2 * share - 1)) AS border FROM shares GROUP BY image_id),
 best AS (
   SELECT *, coalesce(n_labels, 0) AS n FROM images LEFT JOIN seen USING (image_id)
   QUALIFY row_number() OVER (PARTITION BY kind, dataset ORDER BY coalesce(n_labels, 0) DESC, border DESC NULLS LAST, image_id) = 1)
-SELECT image_id, kind, dataset, col_mm, place, row_number() OVER (PARTITION BY kind ORDER BY n = 0, dataset) AS turn
+SELECT image_id, kind, dataset, rows, cols, col_mm, place, row_number() OVER (PARTITION BY kind ORDER BY n = 0, dataset) AS turn
 FROM best ORDER BY place, kind, turn"""
 """Of each kind and data set the image with most labels, and of those the one with most of both: label and what is not.
 
@@ -94,7 +94,7 @@ def _height(line: Sequence[dict[str, Any]], width: float) -> float:
 def _panel(axes: Axes, row: dict[str, Any], height_in: float) -> None:
     from PIL import Image
 
-    rows, cols = row["labels"][0]["mask"].shape if row["labels"] else row["picture"].shape[:2]
+    rows, cols = row["rows"], row["cols"]  # as stored; the picture may be enlarged
     shown_px = round(2 * DPI * height_in)  # twice the figure's: what is smaller is left as it is
     picture = Image.fromarray(row["picture"])
     picture.thumbnail((round(shown_px * _aspect(row)), shown_px), Image.Resampling.LANCZOS)

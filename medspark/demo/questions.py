@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 MIN_LABEL_PX = 100
-AT_ONCE = 3
 MAX_ROWS = 14
 TABLE_WIDTH = 118
 WIDEST = 24  # characters of a cell that are never wrapped
@@ -134,12 +131,6 @@ def ask(spark: SparkSession, question: Question) -> Answer:
     """The question's answer; the lake's views must be registered (`medspark.lake.sql.register`)."""
     frame = sql.query(spark, question.text)
     return Answer(question, tuple(frame.columns), [tuple(row) for row in frame.collect()])
-
-
-def ask_all(spark: SparkSession) -> Iterator[Answer]:
-    """The answers to all questions in their order, asked AT_ONCE at a time: on small tables a query waits more than it works."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield from pool.map(lambda question: ask(spark, question), QUESTIONS)
 
 
 def show(console: Console, number: int, answer: Answer) -> None:
