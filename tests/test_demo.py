@@ -19,6 +19,7 @@ from medspark.lake import sql
 from medspark.lake.open import open_lake
 from medspark.pixels.picture import COLOURS
 from tests.lake.harness import rows
+from tests.real import shared_data
 
 
 def test_embedded_inputs_are_the_same_bytes_every_time(tmp_path: Path) -> None:
@@ -81,6 +82,20 @@ def test_thresholds_find_what_they_name(tmp_path: Path) -> None:
 def test_a_folder_without_the_demos_files_is_a_bad_request(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="embedded"):
         samples.choose(str(tmp_path), tmp_path / "work")
+
+
+def test_real_inputs_are_files_and_the_lungs_are_two(tmp_path: Path) -> None:
+    from scipy.ndimage import label
+
+    inputs = samples.choose(str(shared_data()), tmp_path)
+    runs = (*inputs.slides, *inputs.series, *inputs.photos)
+    assert all(path.exists() for _, paths in runs for path in paths) and all(path.is_file() for path in inputs.labels)
+    assert {dataset for dataset, _ in runs} == {"cmu", "head-ct", "abdomen-ct", "chest-xray", "xray-phantom", "retina", "broken"}
+    (path,) = (path for path in inputs.labels if path.parent.name == "derived")
+    fields = np.asarray(Image.open(path))
+    assert set(np.unique(fields)) == {0, derived.LUNG_FIELD} and label(fields)[1] == 2
+    assert 0.3 < (fields > 0).mean() < 0.4
+    assert f"{derived.LUNG_FIELD},lung by threshold,positive" in inputs.classes.read_text().splitlines()
 
 
 def test_merged_adds_objects_of_one_label() -> None:
