@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     thrift.add_argument("--database", default="lake", metavar="NAME", help="database that the tables and views are in (lake)")
     beeline = tools.add_parser("beeline", help="Spark's JDBC shell on a lake; further options are beeline's own")
     beeline.add_argument("--lake", required=True, metavar="URI")
-    demo = tools.add_parser("demo", help="slides and CT in, tables, answers and pictures out")
+    demo = tools.add_parser("demo", help="slides, CT, X-rays and photos in, tables, answers and pictures out")
     demo.add_argument("--out", default="demo", metavar="FOLDER")
     demo.add_argument("--data", metavar="FOLDER|embedded", help="real files to use (../shared/data where it is there, else embedded ones)")
     tools.add_parser("doctor", help="what is in order on this machine and what is not", add_help=False)
