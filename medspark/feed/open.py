@@ -71,10 +71,12 @@ class Feed:
         workers : threads that decode; None: the cores that this process may use
         bad_rows : what happens at a row that cannot be decoded: "stop" raises `reader.BadRow`, "skip" blanks it in its batch and names it in ``bad``
         store : where the feed's folder lies, if not where it was opened (a mirror, a mount)
-        Raises `BadRequest` for an unknown part.
+        Raises `BadRequest` for an unknown part, and for an augmentation that the images do not allow.
         """
         from medspark.feed.stream import FeedReader, shares
 
+        if augment is not None:
+            augment.check(self.card)
         plan = shares(self.card, part, batch_size, rank, ranks, seed)
         filesystem, root = store or self.store()
         source: Source
