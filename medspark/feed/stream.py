@@ -82,7 +82,7 @@ class FeedReader:
         self._decoder = decoder
         self._pool = ThreadPoolExecutor(source.threads, "load")
         self._next: tuple[int, Iterator[tuple[Window, list[Rows]]], _Ahead] | None = None  # the epoch that is being loaded already
-        self._waited_load_s = 0.0
+        self._stalled_s = 0.0
         self._waited_decode_s = 0.0
         self._rows = 0
 
@@ -144,14 +144,14 @@ class FeedReader:
                 self._rows += len(batch)
                 yield batch
         finally:
-            self._waited_load_s += ahead.waited_s - before_s
+            self._stalled_s += ahead.waited_s - before_s
             for batch_in_work in pending:
                 batch_in_work.cancel()
 
     def metrics(self) -> dict[str, float]:
         mine = {
             "reader/rows": float(self._rows),
-            "reader/wait_load_s": self._waited_load_s,
+            "reader/stall_s": self._stalled_s,
             "reader/wait_decode_s": self._waited_decode_s,
         }
         return {**mine, **self._decoder.metrics(), **self._source.metrics()}
