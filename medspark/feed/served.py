@@ -19,6 +19,7 @@ from medspark.config import Guard
 from medspark.errors import BadRequest, Rejected
 from medspark.feed.card import ImageSpec
 from medspark.feed.sample import Recipe, resized
+from medspark.feed.stitch import stitched
 from medspark.photos import read
 from medspark.pixels.functions import mask_to_coco_rle
 from medspark.pixels.masks import pack
@@ -32,12 +33,23 @@ HALF = 0.5  # threshold of a label that has none of its own
 class Predictor(Protocol):
     """What is asked of a network (`medspark.train.predictor.Predictor`)."""
 
-    task: Any
-    labels: tuple[str, ...]
-    exclusive: bool
-    image: ImageSpec
-    recipe: Mapping[str, Any]
-    thresholds: Mapping[str, float]
+    @property
+    def task(self) -> Any: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def exclusive(self) -> bool: ...
+
+    @property
+    def image(self) -> ImageSpec: ...
+
+    @property
+    def recipe(self) -> Mapping[str, Any]: ...
+
+    @property
+    def thresholds(self) -> Mapping[str, float]: ...
 
     def probabilities(self, images: np.ndarray) -> np.ndarray: ...
 
@@ -177,12 +189,17 @@ def _planes(stored: np.ndarray, recipe: Recipe) -> list[np.ndarray]:
 
 
 def _probabilities(predictor: Predictor, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """(*space, L) or (L,) of each sample; those of the feed's own size in one pass."""
+    """(*space, L) or (L,) of each sample: those of the feed's own size in one pass, others from windows of that size."""
     space = predictor.image.space
+    own = [place for place, one in enumerate(values) if one.shape[:-1] == space]
+    found = dict(zip(own, predictor.probabilities(np.stack([values[place] for place in own])))) if own else {}
     for place, one in enumerate(values):
-        if one.shape[:-1] != space:
+        if place in found:
+            continue
+        if predictor.task != "segmentation" or len(space) != 2:
             raise BadRequest(f"record {place}: the image has {one.shape[:-1]} px after the model's recipe; it was trained on {space}")
-    return list(predictor.probabilities(np.stack(values))) if values else []
+        found[place] = stitched(one, (space[0], space[1]), predictor.probabilities)
+    return [found[place] for place in range(len(values))]
 
 
 def _answer(predictor: Predictor, found: np.ndarray, size: tuple[int, ...], masks: MaskForm) -> dict[str, Any]:

@@ -44,6 +44,10 @@ class Code:
     def dirty(self) -> bool:
         return bool(self.changes)
 
+    @property
+    def short(self) -> str:
+        return (self.commit if self.commit.startswith("release") else self.commit[:12]) + (f"+{self.changes}" if self.dirty else "")
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -103,7 +107,7 @@ class Identity:
             "settings": self.settings,
             "seed": self.seed,
             "world": self.world,
-            "code": self.code.commit[:12] + (f"+{self.code.changes}" if self.code.dirty else ""),
+            "code": self.code.short,
             **{f"table/{name}": version for name, version in sorted(self.tables.items())},
             **{f"package/{name}": version for name, version in sorted(self.packages.items())},
         }

@@ -31,6 +31,7 @@ TIMEOUT_S, RETRIES = "20", "1"  # of MLflow's own client: `Outbox` tries again i
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000  # MLflow cuts or refuses what is longer
 AWAY = frozenset({"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST", "DEADLINE_EXCEEDED", "ABORTED"})
 """MLflow's codes behind which a server may be well again (a locked SQLite file is BAD_REQUEST, a proxy's 502 INTERNAL_ERROR)."""
+REPEATS = "MEDSPARK_REPEATS"  # environment: the run that this one repeats (`medspark rerun`)
 REPEAT = "repeat.json"  # artifact of every run: job, options, settings
 
 
@@ -98,14 +99,18 @@ def begin(
     """Makes a run and says who it is; returns its id, from which every process makes its `MlflowTracker`.
 
     arguments : the job's own options (`identity.arguments`), for `medspark rerun`
-    settings : config as nested dictionaries (section -> key -> value), ditto; the key's file is left out
+    settings : config as nested dictionaries (section -> key -> value), ditto; Spark's own and the key's file are left out
     config : flat values that are shown as parameters (learning rate, batch, ...)
     Raises `BadRequest` where the store does not answer: nothing has been trained yet.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    kept_settings = {section: {key: value for key, value in values.items() if key != "key_file"} for section, values in settings.items()}
+    kept_settings = {
+        section: {key: value for key, value in values.items() if key != "key_file"}
+        for section, values in settings.items()
+        if section != "spark"  # changes no number, and may hold a store's secrets
+    }
     repeat = {"job": who.job, "arguments": list(arguments), "settings": kept_settings, "feed": who.feed, "feed_version": who.feed_version}
     try:
         store = client(uri)
@@ -146,6 +151,7 @@ def _tags(who: Identity) -> dict[str, str]:
         "mlflow.source.name": f"jobs/{who.job}.py",
         "mlflow.source.type": "JOB",
         "mlflow.source.git.commit": who.code.commit,
+        **({"repeats": os.environ[REPEATS]} if os.environ.get(REPEATS) else {}),
     }
 
 

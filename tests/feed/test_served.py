@@ -90,6 +90,14 @@ def test_exclusive_labels_give_way_to_the_background() -> None:
     assert found["labels"] == [] and coco.area(found["masks"]["bright"]) == 0
 
 
+def test_an_image_of_another_size_is_put_together_from_windows() -> None:
+    wide = half(40, 50)
+    (found,) = answers(replace(Threshold(), recipe={}), [{"pixels": wide.tolist()}], "lists")
+    assert np.array_equal(found["masks"]["bright"], wide > 128)
+    with pytest.raises(BadRequest, match="was trained on"):
+        answers(replace(Threshold(), recipe={}, task="classification"), [{"pixels": wide.tolist()}])
+
+
 def test_measured_values_and_slices() -> None:
     slices = replace(
         Threshold(),
