@@ -152,7 +152,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     summary = watch.Watch(run, once).run() if watched else run.run()
     summary.seconds = time.monotonic() - STARTED
     if not given.dry_run:
-        ingest.record_kpi(lake, summary)
+        ingest.record_kpi(lake, summary, getattr(given, "annotation_minutes", None))
     said = summary.json()
     spark.stop()
     too_many = summary.new_sources and summary.rejected_sources / summary.new_sources > settings.quarantine.max_fraction

@@ -207,5 +207,5 @@ def test_the_job_itself(tmp_path: Path) -> None:
     summary = harness.ended(harness.job("ingest_photos", *given, submit=True))
     assert summary["written"]["photos"] == summary["written"]["pixels"] == 17
     assert summary["written"]["labels"] == 30
-    assert harness.ended(harness.job("ingest_photos", *given, submit=True))["written"] == {"kpi": 6}
+    assert harness.ended(harness.job("ingest_photos", *given, submit=True))["written"] == {"kpi": 7}
     harness.ended(harness.job("ingest_photos", "--lake", lake, "--input", folder, "--class-pattern", "("), 2)
