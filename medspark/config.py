@@ -152,6 +152,23 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """How training samples are changed, where ``train.augment`` says so; see `medspark.feed.augment.Augmentation`."""
+
+    flip_rows: float = 0.0  # probability of turning upside down ...
+    flip_cols: float = 0.0  # ... and of mirroring: for images without a right way up
+    turn: float = 0.0  # probability of quarter turns (square images)
+    rotate_deg: float = 10.0
+    scale: float = 0.1
+    translate: float = 0.05
+    elastic_px: float = 0.0
+    gain: float = 0.1
+    offset: float = 0.0
+    stain: float = 0.0
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
 class Config:
     tiling: Tiling = Tiling()
     series: Series = Series()
@@ -163,6 +180,7 @@ class Config:
     watch: Watch = Watch()
     dicomweb: Dicomweb = Dicomweb()
     train: Train = Train()
+    augment: Augment = Augment()
     verdicts: dict[str, Severity] = field(default_factory=dict)
     spark: dict[str, str] = field(default_factory=dict)
 
@@ -193,6 +211,7 @@ _SECTIONS: dict[str, type] = {
     "watch": Watch,
     "dicomweb": Dicomweb,
     "train": Train,
+    "augment": Augment,
 }
 
 

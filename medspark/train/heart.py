@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 import traceback
@@ -78,7 +79,7 @@ class Heart:
 
     def _say(self) -> None:
         self._count += 1
-        said = {"beat": self._count, "phase": self.phase, "idle_s": time.monotonic() - self.since}
+        said = {"beat": self._count, "phase": self.phase, "idle_s": time.monotonic() - self.since, "pid": os.getpid()}
         try:
             checkpoint.put(self.folder, f"ranks/{self.attempt}/{self.rank}.json", json.dumps(said).encode())
         except OSError as error:  # the next beat may come through

@@ -31,6 +31,7 @@ log = logging.getLogger("medspark.train")
 
 SLOTS_S = 30.0  # executors of a cluster may still be on their way
 START_S = 300.0  # for all ranks to start: they wait in Spark's queue, which was found empty
+PASSED = ("MEDSPARK_", "MLFLOW_", "TF_CPP_MIN_LOG_LEVEL")  # beginnings of the environment's names that ranks get from the driver
 GRACE_S = 20.0  # after a rank has failed, before the others are ended: most end by themselves and say why
 
 
@@ -53,6 +54,15 @@ def tracker_for(tracking: Tracking, rank: int = 0) -> Tracker:
     from medspark.track.runs import MlflowTracker
 
     return MlflowTracker(tracking.uri, tracking.run_id)
+
+
+def first_of(tracking: Tracking) -> loop.First | None:
+    """What is said of a run's first batch, so that it can be repeated; nothing where nobody listens."""
+    if not tracking.uri:
+        return None
+    from medspark.track.identity import say_batch
+
+    return say_batch
 
 
 def slots(spark: SparkSession) -> int:
@@ -93,7 +103,7 @@ def train(plan: loop.Plan, readers: Readers, tracking: Tracking, num_proc: int, 
 def alone(plan: loop.Plan, readers: Readers, tracking: Tracking) -> loop.Result:
     tracker = tracker_for(tracking)
     try:
-        return loop.run(plan, readers, Solo(), tracker)
+        return loop.run(plan, readers, Solo(), tracker, first=first_of(tracking))
     finally:
         close(tracker)
 
@@ -115,7 +125,7 @@ def rank_main(plan: loop.Plan, readers: Readers, tracking: Tracking, attempt: st
     try:
         world: World = Horovod()
         tracker = tracker_for(tracking, rank)
-        return loop.run(plan, readers, world, tracker, heart.beat)
+        return loop.run(plan, readers, world, tracker, heart.beat, first_of(tracking))
     except BaseException as error:
         heart.failed(error)
         raise

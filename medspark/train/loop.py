@@ -35,6 +35,7 @@ NAMED_ROWS = 20  # bad rows that are told by name
 WITHIN_SUBJECT = "WITHIN-SUBJECT"
 
 Beat = Callable[[str], None]
+First = Callable[[Batch, Tracker], None]
 
 
 class Diverged(MedsparkError):
@@ -110,18 +111,23 @@ class Result:
     seconds: float
 
 
-def run(plan: Plan, readers: Readers, world: World, tracker: Tracker, beat: Beat = lambda phase: None) -> Result:
-    """Trains; returns the same `Result` on every rank. Raises `Diverged`, `feeding.Unusable`, `BadRequest` (too little memory)."""
-    return Run(plan, readers, world, tracker, beat).run()
+def run(
+    plan: Plan, readers: Readers, world: World, tracker: Tracker, beat: Beat = lambda phase: None, first: First | None = None
+) -> Result:
+    """Trains; returns the same `Result` on every rank. Raises `Diverged`, `feeding.Unusable`, `BadRequest` (too little memory).
+
+    beat : is told what this rank is doing      first : is shown the first batch of a run, by rank 0
+    """
+    return Run(plan, readers, world, tracker, beat, first).run()
 
 
 class Run:
     """The one loop."""
 
-    def __init__(self, plan: Plan, readers: Readers, world: World, tracker: Tracker, beat: Beat) -> None:
+    def __init__(self, plan: Plan, readers: Readers, world: World, tracker: Tracker, beat: Beat, first: First | None) -> None:
         import tensorflow as tf
 
-        self.plan, self.world, self.tracker, self.beat = plan, world, tracker, beat
+        self.plan, self.world, self.tracker, self.beat, self.first = plan, world, tracker, beat, first
         self.settings, self.card = plan.train, plan.card
         self.started = time.monotonic()
         beat("starting")
@@ -216,6 +222,8 @@ class Run:
         state, steps = self.state, reader.steps_per_epoch
         self.beat(f"reading batch {state.step} of epoch {state.epoch}")
         for batch in ahead(reader.epoch(state.epoch, state.step), self.waited):
+            if self.first is not None and self._leads and not state.update and not state.step:
+                self.first(batch, self.tracker)
             self.beat(f"training on batch {state.step} of epoch {state.epoch}")
             yield sound(batch, self.settings.bad_rows, self.bad)
             state.step += 1
@@ -271,10 +279,10 @@ class Run:
         seconds = max(1e-9, now - then)
         self.tracker.metrics(
             {
-                "train/loss": sums[0] / max(sums[1], 1.0),
-                "train/learning_rate": self._rate(),
-                "train/images_per_s": (self.images - images) * self.world.size / seconds,
-                "train/waiting": (self.waited.seconds - waited) / seconds,
+                "loss": sums[0] / max(sums[1], 1.0),
+                "learning_rate": self._rate(),
+                "images_per_s": (self.images - images) * self.world.size / seconds,
+                "waiting": (self.waited.seconds - waited) / seconds,  # part of the time that the network waited for batches
             },
             self.state.update,
         )
@@ -286,12 +294,12 @@ class Run:
         self.stepper.even_out()
         state = self.state
         counts = np.array(state.counts)
-        measured = {"train_loss": state.sums[0] / max(state.sums[1], 1.0), **self._of(counts, "train_")}
+        measured = {"loss": state.sums[0] / max(state.sums[1], 1.0), **self._of(counts, "")}
         thresholds = dict.fromkeys(self.card.labels, 0.5)
         if self.validation is not None:
             found, thresholds = self._validate(self.validation)
             measured |= found
-        value = measured.get(f"val_{self.monitor}", measured["train_loss"])
+        value = measured.get(f"val_{self.monitor}", measured["loss"])
         if not np.isfinite(value):  # nothing of any label in the part: no progress can be seen by this measure
             value = float("-inf") if self.watch.higher else float("inf")
         better = self.watch.see(value, state.epoch, self.settings.patience if self.settings.schedule == "plateau" else 0)
@@ -433,7 +441,6 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="medspark-") as place:
             for file in predictor.save(place, made):
                 checkpoint.put(self.plan.folder, f"model/{file.name}", file.read_bytes())
-                self.tracker.artifact(file, "model")
 
     def _write_animation(self) -> None:
         sheets = [name for name in checkpoint.names(self.plan.folder, "pictures") if name.startswith("epoch_") and name.endswith(".png")]

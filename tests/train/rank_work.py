@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from dataclasses import replace
 
 import numpy as np
 
@@ -106,3 +108,22 @@ def on_two_ranks(made: Made, folder: str) -> tuple[dict[str, list[np.ndarray]], 
     total = world.total(np.array([world.rank + 1.0]))
     done = whole_run(made, folder, 4, world)
     return laws, done, (shared, total.tolist(), sorted(os.listdir(Path(folder) / "run-2")) if world.rank == 0 else None)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What befalls one rank at one step: it sleeps for ever, or is killed. ``once``: a file that says that it has happened already."""
+
+    kind: str
+    rank: int
+    epoch: int
+    step: int
+    once: str
+
+    def __call__(self, epoch: int, step: int) -> None:
+        if (epoch, step) != (self.epoch, self.step) or os.environ.get("HOROVOD_RANK") != str(self.rank) or os.path.exists(self.once):
+            return
+        Path(self.once).write_text(str(os.getpid()))
+        if self.kind == "hang":
+            time.sleep(3600)
+        os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGSTOP)

@@ -37,7 +37,7 @@ def test_a_segmenter_learns_draws_and_leaves_a_model(tmp_path: Path) -> None:
     assert last["val_loss"] < 0.8 * first["val_loss"] and last["val_dice"] > 0.6, done.history
     assert tracker.said["network.weights"] > 1000 and tracker.said["feed"] == "phantom"
     assert [step for step, _ in tracker.curves["epoch/val_dice"]] == list(range(6))
-    assert [step for step, _ in tracker.curves["train/loss"]] == list(range(2, 25, 2))
+    assert [step for step, _ in tracker.curves["loss"]] == list(range(2, 25, 2))
     names = checkpoint.names(str(tmp_path / "run"), "pictures")
     assert names == [*(f"epoch_{number:04d}.png" for number in range(1, 7)), "progress.gif"]
     from PIL import Image
@@ -76,7 +76,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path) -> 
     assert done.resumed_at == 6 and seen == [(1, 2), (1, 3)], "the next unseen batch"
     assert done.updates == whole.updates == 8
     assert [sorted(row) for row in done.history] == [sorted(row) for row in whole.history]
-    for name in ("train_loss", "val_loss", "val_dice"):
+    for name in ("loss", "val_loss", "val_dice"):
         assert done.history[1][name] == pytest.approx(whole.history[1][name], rel=1e-4)
     models = [predictor.load(tmp_path / name / "run" / "model").weights for name in ("whole", "broken")]
     for one, other in zip(*models, strict=True):
@@ -116,7 +116,7 @@ def test_a_bad_row_is_named(tmp_path: Path, rule: str) -> None:
             loop.run(given, MemoryReaders(broken), Solo(), Remembered())
         return
     done = loop.run(given, MemoryReaders(broken), Solo(), Remembered())
-    assert list(done.bad_rows) == [row] and np.isfinite(done.history[0]["train_loss"])
+    assert list(done.bad_rows) == [row] and np.isfinite(done.history[0]["loss"])
 
 
 @pytest.mark.parametrize(("labels", "exclusive"), [(("disc", "square"), False), (("disc", "square"), True)])
@@ -127,7 +127,7 @@ def test_a_classifier_of_several_labels(tmp_path: Path, labels: tuple[str, ...],
     done = loop.run(plan(made, tmp_path, settings, 2), MemoryReaders(made), Solo(), tracker)
     assert done.updates == 4, "four batches make two updates, of three and of one"
     assert set(done.thresholds) == set(labels)
-    assert {"val_loss", "val_auc", "val_accuracy", "train_accuracy"} <= set(done.history[0])
+    assert {"val_loss", "val_auc", "val_accuracy", "accuracy"} <= set(done.history[0])
     loaded = predictor.load(tmp_path / "run" / "model")
     rows = batch_of([(row, made.truth[row]) for row in made.order["val"]])
     p = loaded.probabilities(rows.images)
