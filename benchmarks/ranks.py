@@ -76,7 +76,7 @@ def once(lake: str, task: str, ranks: int, updates: int) -> dict[str, float]:
     """Images per second of all ranks, and the part of the time that the slowest waited for batches."""
     from horovod.runner import run
 
-    found = run(rank, args=(lake, task, updates), np=ranks, use_gloo=True, env=dict(os.environ), verbose=False)
+    found = run(rank, args=(lake, task, updates), num_proc=ranks, use_gloo=True)
     slowest, waited = max(found)
     return {"images_per_s": ranks * BATCH * updates / slowest, "waiting": waited / slowest}
 

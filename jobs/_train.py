@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -14,12 +15,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from _entry import BUG, STARTED, parser
 
 if TYPE_CHECKING:
-    from medspark.config import Augment, Config
+    from medspark.config import Augment, Config, Train
     from medspark.feed.open import Feed
     from medspark.feed.reader import Reader
     from medspark.train.launch import Tracking
@@ -55,24 +56,26 @@ class FeedReaders:
     """`medspark.train.feeding.Readers` over a feed; pickles."""
 
     feed: Feed
-    kind: Literal["arrow", "petastorm"]
-    workers: int
-    bad_rows: Literal["stop", "skip"]
+    train: Train
     changes: Augment
 
     def __call__(self, part: str, batch_size: int, rank: int, ranks: int, seed: int, augment: bool) -> Reader:
         from medspark.feed.augment import Augmentation
+        from medspark.feed.cache import Cache
 
+        train = self.train
+        threads = train.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("HOROVOD_LOCAL_SIZE", "1")))
         return self.feed.reader(
             part,
             batch_size,
             rank,
             ranks,
             seed,
-            kind=self.kind,
+            kind=train.reader,
             augment=Augmentation(**dataclasses.asdict(self.changes)) if augment else None,
-            workers=self.workers or None,
-            bad_rows=self.bad_rows,
+            cache=Cache(str(train.cache_path()), int(train.cache_gib * 2**30)) if train.cache_gib else None,
+            workers=threads,
+            bad_rows=train.bad_rows,
         )
 
 
@@ -167,7 +170,7 @@ def plan_of(job: str, run: str, given: argparse.Namespace, settings: Config, fee
 
 
 def readers_of(feed: Feed, settings: Config) -> FeedReaders:
-    return FeedReaders(feed, settings.train.reader, settings.train.workers, settings.train.bad_rows, settings.augment)
+    return FeedReaders(feed, settings.train, settings.augment)
 
 
 def weighed(given: argparse.Namespace, settings: Config, feed: Feed) -> tuple[Network, int, Estimate]:
@@ -255,6 +258,10 @@ def trained(
     values = kpi.work("totm_s", summary.stages["train"], images)
     context = {"feed": feed.name, "ranks": str(given.num_proc), "epochs": str(result.epochs)}
     summary.written["kpi"] += kpi.record(lake, run, job, values, context)
+    if tracking.uri:
+        from medspark.track import kpis
+
+        kpis.mirror(given.lake, tracking.uri)
     summary.seconds = time.monotonic() - STARTED
     summary.rejected = len(result.bad_rows)
     spark.stop()

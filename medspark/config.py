@@ -149,6 +149,12 @@ class Train:
     stall_s: float = 600.0  # a rank without progress for longer ends the run
     reader: Literal["arrow", "petastorm"] = "arrow"
     workers: int = 0  # decoding threads of a rank; 0: as many as its share of the cores
+    cache_gib: float = 0.0  # of a machine's local disk for copies of the feed's row groups; 0: none
+    cache_folder: str = ""  # empty: $XDG_CACHE_HOME/medspark/feeds
+
+    def cache_path(self) -> Path:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return Path(self.cache_folder).expanduser() if self.cache_folder else Path(base) / "medspark" / "feeds"
 
 
 @dataclass(frozen=True)
@@ -379,6 +385,7 @@ TRAIN_RANGES: dict[str, tuple[float, float]] = {
     "memory_gib": (0, 1e5),
     "stall_s": (5, 86_400),
     "workers": (0, 1024),
+    "cache_gib": (0, 1e6),
 }
 """What the numbers of ``[train]`` may be."""
 

@@ -25,8 +25,8 @@ log = logging.getLogger("medspark.train")
 SHARE = 5  # a beat this many times within the time that a rank may be silent ...
 SLOWEST_S, FASTEST_S = 15.0, 0.5  # ... within these bounds: a store is not to be flooded
 LATE = 3  # beats that may be missed before a rank counts as gone
-ALIVE = "waiting for the other ranks"
-"""What a rank that waits for another one says: it is not the one that hangs."""
+WAITING = ("waiting for the other ranks", "training")
+"""How a rank's phase begins where it may be waiting for another one."""
 
 
 def interval(stall_s: float) -> float:
@@ -71,7 +71,7 @@ class Heart:
         try:
             checkpoint.put(self.folder, f"ranks/{self.attempt}/{self.rank}.failed.json", json.dumps(said).encode())
         except OSError:
-            log.exception("rank %d could not write down why it failed", self.rank)
+            log.error("rank %d failed and could not write down why", self.rank, extra={"said": said})
 
     def _work(self) -> None:
         while not self._gone.wait(interval(self.stall_s)):
@@ -111,10 +111,12 @@ class Listener:
                 stuck.append((now - at, rank, "silent altogether"))
             if said["idle_s"] > self.stall_s:
                 stuck.append((said["idle_s"], rank, said["phase"]))
-        if not stuck:
+        # Whoever waits for others, or steps into an average that others don't reach, does so because of one that hangs. It is taken for
+        # the one itself only after the others had the time to be found silent.
+        late = self.stall_s + (LATE + 2) * interval(self.stall_s)
+        guilty = [item for item in stuck if not item[2].startswith(WAITING)] or [item for item in stuck if item[0] > late]
+        if not guilty:
             return ""
-        # Whoever waits for others, or steps into an average that others don't reach, does so because of the one that hangs.
-        guilty = [item for item in stuck if not item[2].startswith((ALIVE, "training"))] or stuck
         seconds, rank, phase = max(guilty)
         return f"rank {rank} made no progress for {seconds:.0f} s ({phase})"
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("medspark.train")
 
-SLOTS_S = 30.0  # executors of a cluster may still be on their way
+SLOTS_S = 30.0  # executors of a cluster may still be on their way, tasks of an ended run not quite gone
 START_S = 300.0  # for all ranks to start: they wait in Spark's queue, which was found empty
 PASSED = ("MEDSPARK_", "MLFLOW_", "TF_CPP_MIN_LOG_LEVEL")  # beginnings of the environment's names that ranks get from the driver
 GRACE_S = 20.0  # after a rank has failed, before the others are ended: most end by themselves and say why
@@ -65,23 +65,25 @@ def first_of(tracking: Tracking) -> loop.First | None:
     return say_batch
 
 
-def slots(spark: SparkSession) -> int:
-    """Tasks that Spark could start now: cores of all executors less those that work."""
+def slots(spark: SparkSession) -> tuple[int, int]:
+    """(tasks that Spark could start now, tasks that it could run at once if all were idle), over all executors."""
     per_task = int(spark.conf.get("spark.task.cpus", "1") or 1)
-    free = 0
+    free = total = 0
     executors = spark.sparkContext._jsc.sc().statusStore().executorList(True)
     for place in range(executors.size()):
         executor = executors.apply(place)
+        total += executor.totalCores() // per_task
         free += executor.totalCores() // per_task - executor.activeTasks()
-    return free
+    return free, total
 
 
 def check_slots(spark: SparkSession, num_proc: int) -> None:
     """Raises `BadRequest` where Spark has not as many free slots as ranks are asked for: the ranks that start would wait for the rest."""
-    patience = 0.0 if (spark.sparkContext.master or "").startswith("local") else SLOTS_S
-    until = time.monotonic() + patience
-    while (free := slots(spark)) < num_proc:
-        if time.monotonic() >= until:
+    local = (spark.sparkContext.master or "").startswith("local")
+    until = time.monotonic() + SLOTS_S
+    while (found := slots(spark))[0] < num_proc:
+        free, total = found
+        if time.monotonic() >= until or (local and total < num_proc):
             raise BadRequest(
                 f"--num-proc {num_proc}: Spark ({spark.sparkContext.master}) has {free} free slots; ask for at most so many ranks, or give "
                 f"Spark more cores (spark-submit --master local[{num_proc}], or more executors)"
@@ -128,7 +130,7 @@ def rank_main(plan: loop.Plan, readers: Readers, tracking: Tracking, attempt: st
         return loop.run(plan, readers, world, tracker, heart.beat, first_of(tracking))
     except BaseException as error:
         heart.failed(error)
-        raise
+        raise SystemExit(1) from error  # without a trace on the terminal: the driver says why, and logs the trace of what is a bug
     finally:
         if tracker is not None:
             close(tracker)
@@ -158,6 +160,8 @@ def together(plan: loop.Plan, readers: Readers, tracking: Tracking, num_proc: in
     listener = Listener(plan.folder, attempt, num_proc, plan.train.stall_s)
     over, verdict = threading.Event(), [""]
     watcher = threading.Thread(target=_watch, args=(listener, spark, over, verdict, plan.train.stall_s), name="ranks", daemon=True)
+    excepthook = threading.excepthook
+    threading.excepthook = _quietly  # of the thread in which Horovod waits for the Spark job
     handlers: Mapping[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     watcher.start()
     try:
@@ -177,10 +181,16 @@ def together(plan: loop.Plan, readers: Readers, tracking: Tracking, num_proc: in
         raise _explained(plan, listener, verdict[0], error) from error
     finally:
         over.set()
+        threading.excepthook = excepthook
         for number, handler in handlers.items():
             signal.signal(number, handler)
         watcher.join(timeout=GRACE_S)
         listener.forget()
+
+
+def _quietly(given: threading.ExceptHookArgs) -> None:
+    """The Spark job's end is told by `_explained`; here it would be a page of Java."""
+    log.debug("a thread of the launch ended: %s", given.exc_type.__name__)
 
 
 def _watch(listener: Listener, spark: SparkSession, over: threading.Event, verdict: list[str], stall_s: float) -> None:
@@ -188,9 +198,10 @@ def _watch(listener: Listener, spark: SparkSession, over: threading.Event, verdi
     failed_at: float | None = None
     while not over.wait(interval(stall_s)):
         try:
-            if failed_at is None and listener.failures():
+            failures = listener.failures()
+            if failures and failed_at is None:
                 failed_at = time.monotonic()
-            if failed_at is None:
+            if not verdict[0] and not any(said["ours"] for said in failures):  # ranks also fail because another one hangs
                 verdict[0] = listener.verdict()
             if verdict[0] or (failed_at is not None and time.monotonic() - failed_at > GRACE_S):
                 log.error("the run is ended: %s", verdict[0] or "a rank failed and others did not end by themselves")

@@ -309,7 +309,9 @@ class Run:
         if self.watch.over(self.settings.stop_after):
             state.stopped = f"no progress of validation {self.monitor} for {self.settings.stop_after} epochs"
         if self._leads:
-            self.tracker.metrics({f"epoch/{name}": value for name, value in measured.items() if np.isfinite(value)}, state.epoch)
+            read: dict[str, float] = getattr(self.training, "metrics", dict)()  # seconds waited for the store, hits of the cache, ...
+            said = {**measured, **{name if "/" in name else f"reader/{name}": value for name, value in read.items()}}
+            self.tracker.metrics({f"epoch/{name}": value for name, value in said.items() if np.isfinite(value)}, state.epoch)
             log.info("epoch %d of %d", state.epoch + 1, self.plan.epochs, extra={"said": {"measures": _rounded(measured)}})
             self._draw(measured)
         state.epoch, state.step, state.sums, state.counts = state.epoch + 1, 0, [0.0, 0.0], np.zeros_like(counts).tolist()

@@ -165,7 +165,7 @@ def test_the_rank_that_hangs_is_told_from_those_that_wait(tmp_path: Path) -> Non
     first, second = (Heart(folder, "a", rank, stall_s=100.0) for rank in range(2))
     for heart, phase in ((first, "training on batch 3"), (second, "reading batch 3")):
         heart.beat(phase)
-        heart.since -= 101.0 if phase.startswith("reading") else 150.0
+        heart.since -= 101.0 if phase.startswith("reading") else 110.0
         heart._say()
     listener = Listener(folder, "a", 2, 100.0)
     assert listener.verdict().startswith("rank 1 made no progress for 101 s (reading batch 3")
@@ -174,6 +174,12 @@ def test_the_rank_that_hangs_is_told_from_those_that_wait(tmp_path: Path) -> Non
     first._say()
     second._say()
     assert listener.verdict() == ""
+    first.since -= 110.0
+    first._say()
+    assert listener.verdict() == "", "it may wait for one that is not found silent yet"
+    first.since -= 100.0
+    first._say()
+    assert listener.verdict().startswith("rank 0")
     second.failed(KeyError("what"))
     first.failed(BadRequest("too little memory"))
     assert [said["rank"] for said in listener.failures()] == [0, 1], "the one that says why comes first"

@@ -30,7 +30,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
-        found = run(on_two_ranks, args=(made, str(folder)), np=2, use_gloo=True, env=dict(os.environ), verbose=False)
+        found = run(on_two_ranks, args=(made, str(folder)), num_proc=2, use_gloo=True)
     finally:
         os.environ["PYTHONPATH"] = before or ""
     return found, made, folder
