@@ -1,4 +1,4 @@
-"""Small tools: ``python -m medspark status|sql|thrift|beeline|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
+"""Small tools: ``python -m medspark status|sql|thrift|beeline|describe-feed|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     thrift.add_argument("--database", default="lake", metavar="NAME", help="database that the tables and views are in (lake)")
     beeline = tools.add_parser("beeline", help="Spark's JDBC shell on a lake; further options are beeline's own")
     beeline.add_argument("--lake", required=True, metavar="URI")
+    describe = tools.add_parser("describe-feed", help="what a feed holds: its card, and a page with pictures and histograms")
+    describe.add_argument("--lake", required=True, metavar="URI")
+    describe.add_argument("--feed", required=True, metavar="NAME[@VERSION]")
+    describe.add_argument("--out", metavar="FOLDER", help="folder for index.html and its pictures (feed-NAME; 'none': the card only)")
     demo = tools.add_parser("demo", help="slides and CT in, tables, answers and pictures out")
     demo.add_argument("--out", default="demo", metavar="FOLDER")
     demo.add_argument("--data", metavar="FOLDER|embedded", help="real files to use (../shared/data where it is there, else embedded ones)")
@@ -53,6 +57,16 @@ def _run(given: argparse.Namespace, rest: list[str]) -> int:
 
         found = read(given.lake)
         print(json.dumps(asdict(found)) if given.json else render(found))
+        return 0
+    if given.tool == "describe-feed":
+        from pathlib import Path
+
+        from medspark.feed import describe
+
+        feed = describe.Feed.open(given.lake, given.feed)
+        print(describe.as_text(feed))
+        if given.out != "none":
+            print(f"page: {describe.write_page(feed, Path(given.out or f'feed-{feed.name}'))}")
         return 0
     if given.tool == "sql":
         from medspark.lake import session

@@ -180,7 +180,7 @@ class Lake:
             if reads:
                 transaction.readWholeTable()
             adds, removes = build(transaction.readVersion()) if callable(build) else (build, ())
-            if not adds and not removes and app is None:
+            if not adds and not removes and app is None and not properties:
                 return None
             actions = jvm.java.util.ArrayList()
             if app is not None:
