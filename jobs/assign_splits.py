@@ -38,11 +38,11 @@ def options() -> argparse.ArgumentParser:
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     from medspark import config
-    from medspark.lake import card, ingest, logs, session, splits, sql
+    from medspark.lake import card, ingest, logs, quotas, session, splits, sql
     from medspark.lake.files import check_writable
 
     settings = config.load(given.conf, given.set)
-    shares = splits.parse_parts(given.parts) if given.parts else {}
+    shares = quotas.parse_parts(given.parts) if given.parts else {}
     request = splits.Request(given.name, given.seed, shares, given.unit, given.stratify, given.from_column, given.query)
     request.check()
     card.must_exist(given.lake)

@@ -8,46 +8,38 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import fs as pafs
 
 from medspark import __version__
 from medspark.errors import BadRequest
 from medspark.feed import order
-from medspark.feed.card import Card, ImageSpec, PartCounts, PartFile
+from medspark.feed.card import Card, PartCounts, PartFile
 from medspark.feed.choose import STAGED, Chooser
 from medspark.feed.cohort import Cohort, mapped
 from medspark.feed.request import Request
-from medspark.feed.rows import SCHEMA
-from medspark.feed.sample import Mode, Recipe
+from medspark.feed.resolve import image_spec, resolve
+from medspark.feed.sample import Recipe
+from medspark.feed.table import TABLE, commit
 from medspark.feed.truth import Truth
 from medspark.feed.write import Builder, Moments, Payload, Writer, Written
 from medspark.keys import Ids
 from medspark.lake import pins
 from medspark.lake.create import first_commit
-from medspark.lake.files import PRIVATE, DataFile
+from medspark.lake.files import PRIVATE
 from medspark.lake.store import Lake
-from medspark.lake.upkeep.feeds import CARD
-from medspark.tables.schema import Column, Table
 
 TRIAL = 32  # samples that are made once beforehand, to learn how many bytes a row has
 POOL_BYTES = 128 << 20  # encoded samples of a pool that a task holds at once
 FIT = "train"
 """Part over which mean, std and balanced weights are taken; all parts where a feed has none of this name."""
+NARROW_ROWS = 200_000  # rows of a few numbers per Arrow batch
 BATCH_ROWS = 256  # rows per Arrow batch into Python: masks of a large photo have some 100 KB
-
-_SPARK = {pa.string(): "string", pa.int32(): "int", pa.float32(): "float", pa.binary(): "binary"}
-TABLE = Table(
-    "feed",
-    "A feed: frozen samples in exact row groups; its card is in the property medspark.card.",
-    ("row_id",),
-    tuple(Column(column.name, _SPARK.get(column.type, "array<float>"), "see medspark.feed.rows") for column in SCHEMA),
-)
 
 
 @dataclass
@@ -90,15 +82,22 @@ class Build:
 
     def run(self) -> Outcome:
         """Builds and commits; the private folder is removed whatever happens."""
-        name = "spark.sql.execution.arrow.maxRecordsPerBatch"
-        conf = self.lake.spark.conf
-        before = str(conf.get(name))
-        conf.set(name, str(BATCH_ROWS))
         try:
-            return self._run()
+            with self._batches_of(BATCH_ROWS):
+                return self._run()
+        finally:
+            self.lake.filesystem_delete(self.lake.folder(PRIVATE, self.stage))
+
+    @contextmanager
+    def _batches_of(self, rows: int) -> Iterator[None]:
+        """Arrow batches of so many rows, into Python and out of it."""
+        name, conf = "spark.sql.execution.arrow.maxRecordsPerBatch", self.lake.spark.conf
+        before = str(conf.get(name))
+        conf.set(name, str(rows))
+        try:
+            yield
         finally:
             conf.set(name, before)
-            self.lake.filesystem_delete(self.lake.folder(PRIVATE, self.stage))
 
     def _run(self) -> Outcome:
         request, cohort = self.request, Cohort(self.lake, self.request, self.tables, self.stage)
@@ -257,7 +256,8 @@ class Build:
             constants.append((part, one.small, one.larger, one.per_file, first_file))
             first_file += one.files
         dealt = groups.drop_columns(["n"]).append_column("pool", pa.array(pool)).append_column("first", pa.array(offset))
-        self.lake.spark.createDataFrame(dealt).createOrReplaceTempView("_dealt")
+        with self._batches_of(NARROW_ROWS):  # each batch becomes a partition
+            self.lake.spark.createDataFrame(dealt).createOrReplaceTempView("_dealt")
         self.lake.spark.createDataFrame(
             constants, "part string, small long, larger long, per_file long, first_file long"
         ).createOrReplaceTempView("_layouts")
@@ -374,105 +374,3 @@ class Build:
             doubles=cohort.doubles,
             medspark=__version__,
         )
-
-
-def resolve(request: Request, facts: Sequence[Mapping[str, Any]]) -> Recipe:
-    """The recipe that a request means for the images of its cohort; raises `BadRequest` where they have nothing in common.
-
-    facts : `Cohort.facts`
-    """
-    channels = {fact["channels"] for fact in facts}
-    kinds = {fact["kind"] for fact in facts}
-    if len(channels) > 1:
-        raise BadRequest("--query: some images are grey and some are colour; a feed holds one kind")
-    slices = kinds == {"slice"}
-    if (request.context or request.volume) and not slices:
-        raise BadRequest("--context and --volume are for slices of series")
-    if request.spacing_mm and any(fact["n_spacing"] < fact["n"] for fact in facts):
-        raise BadRequest("--spacing-mm: an image of the cohort has no pixel spacing; use --size, or leave it out by the query")
-    channel = channels.pop()
-    if (request.context or request.volume) and channel != 1:
-        raise BadRequest("--context and --volume are for grey slices")
-    bytes_only = all(fact["dtype"] == "uint8" for fact in facts)
-    whole = all(fact["whole"] for fact in facts)
-    hu = all(fact["is_hu"] for fact in facts)
-    mode: Mode
-    if channel == 3 or not slices:
-        if isinstance(request.window, tuple):
-            raise BadRequest("--window CENTRE,WIDTH is for slices with values; photos and tiles are taken as they are")
-        mode, dtype = ("stored", "uint8") if bytes_only else ("display", "uint8")
-    elif isinstance(request.window, tuple):
-        mode, dtype = "window", "uint8"
-    elif request.window == "raw" or hu:
-        mode, dtype = "values", "int16" if whole else "float32"
-    else:
-        mode, dtype = "display", "uint8"
-    size = request.volume[1:] if request.volume else request.size
-    return Recipe(
-        kind="volume" if request.volume else "context" if request.context else "image",
-        mode=mode,
-        dtype=dtype,
-        window=request.window if isinstance(request.window, tuple) else None,
-        size=size,
-        spacing_mm=request.spacing_mm,
-        context=request.context,
-        depth=request.volume[0] if request.volume else 0,
-        channels=channel,
-    )
-
-
-def image_spec(recipe: Recipe, shape: tuple[int, ...], codec: str, facts: Sequence[Mapping[str, Any]]) -> ImageSpec:
-    """What the card says of a sample's image. Spacing and µm per pixel only where all samples share them."""
-    spacing: tuple[float, ...] | None = recipe.spacing_mm
-    said = {fact[name] for fact in facts for name in ("spacing_min", "spacing_max")}
-    if spacing is None and recipe.size is None and len(said) == 1 and None not in said:
-        spacing = tuple(float(value) for value in json.loads(said.pop()))
-    mpp = {fact[name] for fact in facts for name in ("mpp_min", "mpp_max")}
-    units = {fact["value_unit"] for fact in facts}
-    return ImageSpec(
-        kind=recipe.kind,
-        shape=shape,
-        dtype=recipe.dtype,  # type: ignore[arg-type]  # `resolve` gives one of the three
-        codec=codec,
-        channels=recipe.channel_names,
-        value_unit=(units.pop() or "") if len(units) == 1 and recipe.mode in ("values", "window") else "",
-        window=recipe.window,
-        spacing_mm=spacing,
-        mpp_um=mpp.pop() if len(mpp) == 1 and recipe.size is None else None,
-    )
-
-
-def commit(lake: Lake, card: Card, files: Sequence[DataFile], run_id: str) -> tuple[int, bool]:
-    """(version, whether it is new): the files and the card as one Delta version that replaces what was there.
-
-    The property ``medspark.card`` belongs to the version; ``card.json`` beside the files follows it. The same feed again changes nothing.
-    """
-    table = f"{pins.FEEDS}/{card.name}"
-    text = card.to_json()
-    there = lake.snapshot(table)
-    if there is not None and there.metadata().configuration.get(CARD) == text:
-        put_card(lake, table, text)
-        return int(there.version()), False
-
-    def build(version: int) -> tuple[list[DataFile], list[DataFile]]:
-        old = {action["relative"]: action for action in lake.actions(table, version)}
-        new = {file.path for file in files}
-        gone = [DataFile(path, action["size_bytes"], action["num_records"] or 0, "") for path, action in old.items() if path not in new]
-        return [file for file in files if file.path not in old], gone
-
-    version = lake.transact(table, build, metadata=lake.user_metadata(run=run_id, feed=card.name), reads=True, properties={CARD: text})
-    assert version is not None, "the card is new, so there is something to commit"
-    put_card(lake, table, text)
-    return version, True
-
-
-def put_card(lake: Lake, table: str, text: str) -> None:
-    """``card.json``, whole or not at all."""
-    path = lake.folder(table, pins.CARD)
-    if lake.filesystem.get_file_info(path).type == pafs.FileType.File:
-        with lake.filesystem.open_input_stream(path) as stream:
-            if stream.read().decode() == text:
-                return
-    with lake.filesystem.open_output_stream(f"{path}.tmp") as stream:
-        stream.write(text.encode())
-    lake.filesystem.move(f"{path}.tmp", path)

@@ -200,10 +200,11 @@ class Cohort:
         ).createOrReplaceTempView("_truth")
 
     def label_names(self) -> list[str]:
-        """Positive labels of the cohort's images, sorted."""
+        """Positive labels of the cohort's images, sorted; of masks only, where truth is by pixel."""
+        masks = " AND t.mask IS NOT NULL" if self.request.task == "segmentation" else ""
         rows = self._run(
             "SELECT DISTINCT t.label FROM _truth t LEFT SEMI JOIN _parted p ON p.image_id = t.image_id"
-            f" WHERE t.role = 'positive' LIMIT {MOST_LABELS + 1}"
+            f" WHERE t.role = 'positive'{masks} LIMIT {MOST_LABELS + 1}"
         ).collect()
         if len(rows) > MOST_LABELS:
             raise BadRequest(f"--labels: the cohort has more than {MOST_LABELS} labels; name those that are wanted")

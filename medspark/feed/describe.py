@@ -86,8 +86,8 @@ def as_text(feed: Feed) -> str:
     lines.append(f"tables: {', '.join(f'{table}@{version}' for table, version in card.tables.items())}")
     options = {name: value for name, value in card.options.items() if value not in (None, [], {}, "", 0)}
     lines.append("options: " + ", ".join(f"{name} {value}" for name, value in sorted(options.items())))
-    for name, part in card.parts.items():
-        files = card.files_of(name)
+    for name in in_order(card):
+        part, files = card.parts[name], card.files_of(name)
         groups = [rows for file in files for rows in file.row_groups]
         size = sum(file.bytes for file in files)
         lines.append(
@@ -139,9 +139,9 @@ def look(feed: Feed, part: str) -> Seen:
     for rows in groups(feed, part):
         for row in rows:
             shown = [label for label, value in zip(card.labels, row["target"], strict=True) if value == 1]
-            for kind in shown or [NONE]:
-                if len(seen.samples[kind]) < PICTURES:
-                    seen.samples[kind].append(row)
+            kind = min(shown or [NONE], key=lambda label: len(seen.samples[label]))  # a sample is shown once, where there are fewest
+            if len(seen.samples[kind]) < PICTURES:
+                seen.samples[kind].append(row)
         for row in rows[:: max(1, len(rows) // 8)]:  # eight of a group are enough for a histogram
             values = image_of(card, row).reshape(-1, card.image.shape[-1])
             for channel in range(values.shape[1]):
@@ -197,7 +197,7 @@ def write_page(feed: Feed, folder: Path) -> Path:
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"balance": _balance(feed.card)}
-    for part in feed.card.parts:
+    for part in in_order(feed.card):
         seen = look(feed, part)
         pictures[f"samples-{part}"] = _sheet(feed.card, part, seen)
         pictures[f"values-{part}"] = _histograms(feed.card, part, seen)
@@ -234,19 +234,27 @@ def _balance(card: Card) -> bytes:
     """Samples that show each label and that do not, by part."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(card.parts), figsize=(3.5 * len(card.parts), 0.6 + 0.5 * len(card.labels) + 1), squeeze=False)
-    for axis, (name, part) in zip(axes[0], card.parts.items(), strict=True):
-        at = np.arange(len(card.labels))
+    names, high = in_order(card), 0.6 + 0.35 * len(card.labels) + 1
+    figure, axes = plt.subplots(1, len(names), figsize=(3.3 * len(names), high), squeeze=False, sharey=True)
+    for axis, name in zip(axes[0], names, strict=True):
+        part, at = card.parts[name], np.arange(len(card.labels))
         positive = [part.positives.get(label, 0) for label in card.labels]
         negative = [part.negatives.get(label, 0) for label in card.labels]
         axis.barh(at, positive, color="#3c78b4", label="show it")
         axis.barh(at, negative, left=positive, color="#cccccc", label="do not")
-        axis.set_yticks(at, card.labels)
-        axis.invert_yaxis()
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(_title(card, f"{name}: {part.rows} samples, {part.subjects} subjects"), fontsize=9)
-    axes[0][-1].legend(fontsize=8)
+    axes[0][0].set_yticks(np.arange(len(card.labels)), card.labels)
+    axes[0][0].invert_yaxis()
+    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     return _png(figure)
+
+
+def in_order(card: Card) -> list[str]:
+    """Parts as people say them: train, val, test, then the others."""
+    usual = ("train", "val", "test")
+    return sorted(card.parts, key=lambda part: (usual.index(part) if part in usual else len(usual), part))
 
 
 def _sheet(card: Card, part: str, seen: Seen) -> bytes:
@@ -254,13 +262,14 @@ def _sheet(card: Card, part: str, seen: Seen) -> bytes:
     import matplotlib.pyplot as plt
 
     kinds = [kind for kind in seen.samples if seen.samples[kind]]
-    figure, axes = plt.subplots(len(kinds), PICTURES, figsize=(1.7 * PICTURES, 1.85 * len(kinds)), squeeze=False)
+    figure, axes = plt.subplots(len(kinds), PICTURES, figsize=(1.7 * PICTURES, 2 * len(kinds) + 0.3), squeeze=False)
     for line, kind in zip(axes, kinds, strict=True):
         for axis in line:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_frame_on(False)
-        line[0].set_ylabel(kind, fontsize=9)
+        colour = COLOURS[card.labels.index(kind) % len(COLOURS)] if kind in card.labels and card.task == "segmentation" else "black"
+        line[0].set_ylabel(kind, fontsize=9, color=colour)
         for axis, row in zip(line, seen.samples[kind], strict=False):
             values, masks, known = picture(card, row)
             axis.imshow(values, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -43,7 +43,9 @@ class Truth:
         rows : its rows of ``labels`` (label, role, mask, mask_codec, rows, cols, area_px, threshold)
         extents : whether its slide or series has extents, on whatever image
         """
-        wanted = [row for row in rows if row["role"] in ("extent", "ignore") or self._counts(row["label"])]
+        # That an image shows a class somewhere says nothing of its pixels: a positive row without a mask is none here.
+        placed = [row for row in rows if row["mask"] is not None or row["role"] != "positive"]
+        wanted = [row for row in placed if row["role"] in ("extent", "ignore") or self._counts(row["label"])]
         drawn = [row for row in wanted if row["role"] != "extent"]
         examined = [row for row in wanted if row["role"] == "extent"]
         if not wanted and (extents or self.unlabelled == "skip"):
@@ -95,9 +97,9 @@ class Truth:
 
 
 def inside(row: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """(rows, cols) bool of one row's mask; a row without a mask is the whole image, unless its area is 0."""
+    """(rows, cols) bool of one row's mask; a row without one means the whole image."""
     if row["mask"] is None:
-        return np.full(size, row["area_px"] != 0)
+        return np.full(size, True)
     if (row["rows"], row["cols"]) != size:
         raise ValueError(f"a mask of {row['rows']} x {row['cols']} px on an image of {size[0]} x {size[1]} px")
     if row["mask_codec"] == "u8-zstd":

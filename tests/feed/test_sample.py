@@ -166,6 +166,9 @@ def test_what_is_known_of_an_image() -> None:
     assert absent is not None and not absent[0].any() and absent[1].all(), "a mask without pixels says: known to be absent"
     assert truth.planes([label("unrelated", A)], SIZE2, False) is None
     assert truth.planes([], SIZE2, False) is None
+    assert truth.planes([label("a")], SIZE2, False) is None, "somewhere on the image is nowhere in particular"
+    nowhere = truth.planes([label("a", role="negative")], SIZE2, False)
+    assert nowhere is not None and not nowhere[0].any() and nowhere[1].all()
     stated = Truth(("a",), unlabelled="negative").planes([], SIZE2, False)
     assert stated is not None and not stated[0].any() and stated[1].all()
     background = truth.planes([label("other", A)], SIZE2, False)

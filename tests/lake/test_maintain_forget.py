@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from medspark.errors import BadRequest
-from medspark.feed import build, write
+from medspark.feed import write
 from medspark.feed.card import Card, ImageSpec, PartCounts, PartFile, parse
 from medspark.feed.rows import pack_masks
+from medspark.feed.table import TABLE, commit
 from medspark.lake import pins
 from medspark.lake.batch import Batch
 from medspark.lake.create import first_commit
@@ -62,7 +63,7 @@ def others(lake: Path, subject: str, said: set[str]) -> dict[str, list[str]]:
 def feed(spark: Any, lake: Path, name: str) -> None:
     """A feed of all slices, two row groups of which one is mixed; every sample shows one pixel of its one class."""
     folder, here = lake / "feeds" / name, Lake(spark, str(lake))
-    first_commit(here, f"feeds/{name}", build.TABLE)
+    first_commit(here, f"feeds/{name}", TABLE)
     rows = harness.table(lake, "slices").select(["image_id", "subject_key", "dataset", "series_id"]).sort_by("image_id").to_pylist()
     one = np.zeros((1, 2, 2), bool)
     one[0, 0, 0] = True
@@ -95,7 +96,7 @@ def feed(spark: Any, lake: Path, name: str) -> None:
         files=(PartFile("part-0.parquet", "train", len(data), digest, groups),),
         doubles=(tuple(row["image_id"] for row in rows[:3]), tuple(row["image_id"] for row in rows)),
     )
-    build.commit(here, card, [DataFile("part-0.parquet", len(data), len(samples), "")], "run")
+    commit(here, card, [DataFile("part-0.parquet", len(data), len(samples), "")], "run")
 
 
 @pytest.mark.spark

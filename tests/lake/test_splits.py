@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from medspark.errors import BadRequest
 from medspark.lake import splits, sql
-from medspark.lake.splits import Request, assign, parse_parts, quotas
+from medspark.lake.quotas import assign, parse_parts, quotas
+from medspark.lake.splits import Request
 from medspark.photos.kind import photos_kind
 from tests.lake import harness
 from tests.phantoms import photos as phantom
