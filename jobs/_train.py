@@ -81,10 +81,9 @@ class FeedReaders:
 
 def body(job: str, task: str, given: argparse.Namespace, known: argparse.ArgumentParser) -> dict[str, Any]:
     """The whole job: everything that can be refused is refused before Spark starts."""
-    from medspark.feed.leaks import gate
-
     from medspark import config
     from medspark.errors import BadRequest, MedsparkError
+    from medspark.feed.leaks import gate
     from medspark.feed.open import open_feed
     from medspark.lake.files import check_writable
 
@@ -296,9 +295,8 @@ def tracked(
 
     if given.tracking_uri == NOWHERE:
         return Tracking()
-    from medspark.track.identity import arguments, identity
-
     from medspark.track import runs
+    from medspark.track.identity import arguments, identity
 
     uri = runs.where(given.tracking_uri, given.lake)
     if record:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -135,8 +135,9 @@ class Lake:
             dataset = pads.dataset(paths, schema=schema, format="parquet", filesystem=self.filesystem)
             yield from dataset.to_batches(columns=list(columns), filter=where)
 
-    def frame(self, table: str) -> DataFrame:
-        return self.spark.read.format("delta").load(self.path(table))
+    def frame(self, table: str, version: int | None = None) -> DataFrame:
+        reader = self.spark.read.format("delta")
+        return (reader if version is None else reader.option("versionAsOf", str(version))).load(self.path(table))
 
     # ---- creation
 
@@ -169,6 +170,7 @@ class Lake:
         metadata: str = "",
         reads: bool = False,
         data_change: bool = True,
+        properties: Mapping[str, str] | None = None,
     ) -> int | None:
         """One Delta transaction: adds files (and removes some); retried on conflict. Returns the version, None when nothing was to be done.
 
@@ -176,6 +178,7 @@ class Lake:
         app : idempotence and fencing: a transaction with this application id commits at most once in the table's life
         reads : the transaction read the whole table, so any concurrent change conflicts and it is built again
         data_change : False where the same rows only move into other files
+        properties : of the table, set in the same commit
         """
         spark, jvm = self.spark, self.spark._jvm
         delta = jvm.org.apache.spark.sql.delta
@@ -192,7 +195,7 @@ class Lake:
             if reads:
                 transaction.readWholeTable()
             adds, removes = build(transaction.readVersion()) if callable(build) else (build, ())
-            if not adds and not removes and app is None:
+            if not adds and not removes and app is None and not properties:
                 return None
             actions = jvm.java.util.ArrayList()
             if app is not None:
@@ -203,9 +206,13 @@ class Lake:
                 actions.add(delta.actions.Action.fromJson(file.add(data_change)))
             for file in removes:
                 actions.add(delta.actions.Action.fromJson(file.remove(data_change)))
+            if properties:
+                said = json.loads(transaction.metadata().json())
+                said["metaData"]["configuration"] = {**said["metaData"].get("configuration", {}), **properties}
+                actions.add(delta.actions.Action.fromJson(json.dumps(said)))
             none = jvm.scala.Option.empty()
-            said = jvm.scala.Option.apply(metadata) if metadata else none
-            write = getattr(delta, "DeltaOperations$Write")(jvm.org.apache.spark.sql.SaveMode.Append, none, none, said)
+            user = jvm.scala.Option.apply(metadata) if metadata else none
+            write = getattr(delta, "DeltaOperations$Write")(jvm.org.apache.spark.sql.SaveMode.Append, none, none, user)
             sequence = jvm.scala.jdk.javaapi.CollectionConverters.asScala(actions).toSeq()
             return int(transaction.commit(sequence, write))
 

@@ -48,3 +48,11 @@ def file_token(ids: Ids, uri: str) -> str:
 def folder_token(ids: Ids, uri: str) -> str:
     """Token of the name of the file's folder."""
     return ids.token(folder(uri))
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def plain_name(text: str | None) -> bool:
+    """Whether a name that people give (of a split, a part, a feed) is safe in paths, SQL and tables."""
+    return text is not None and _PLAIN.fullmatch(text) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -14,9 +15,14 @@ import pytest
 from PIL import Image
 
 from medspark.errors import BadRequest
+from medspark.feed import write
+from medspark.feed.card import Card, ImageSpec, PartCounts, PartFile, parse
+from medspark.feed.rows import pack_masks
+from medspark.feed.table import TABLE, commit
 from medspark.labels.kind import labels_kind
 from medspark.lake import pins
 from medspark.lake.batch import Batch
+from medspark.lake.create import first_commit
 from medspark.lake.files import DataFile
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import feeds, forget
@@ -60,16 +66,42 @@ def others(lake: Path, subject: str, said: set[str]) -> dict[str, list[str]]:
 
 
 def feed(spark: Any, lake: Path, name: str) -> None:
-    """A feed as a Delta table of plain Parquet with a card, two row groups of which one is mixed."""
-    rows = harness.table(lake, "slices").select(["image_id", "subject_key"]).sort_by("image_id")
-    folder = lake / "feeds" / name
-    spark.createDataFrame([], "image_id string, subject_key string").write.format("delta").save(str(folder))
-    with pq.ParquetWriter(folder / "part-0.parquet", rows.schema) as writer:
-        writer.write_table(rows.slice(0, 2))
-        writer.write_table(rows.slice(2))
-    here = Lake(spark, str(lake))
-    here.transact(f"feeds/{name}", [DataFile("part-0.parquet", (folder / "part-0.parquet").stat().st_size, rows.num_rows, "")])
-    (folder / "card.json").write_text(json.dumps({"tables": {"slices": here.snapshot("slices").version()}, "files": ["part-0.parquet"]}))
+    """A feed of all slices, two row groups of which one is mixed; every sample shows one pixel of its one class."""
+    folder, here = lake / "feeds" / name, Lake(spark, str(lake))
+    first_commit(here, f"feeds/{name}", TABLE)
+    rows = harness.table(lake, "slices").select(["image_id", "subject_key", "dataset", "series_id"]).sort_by("image_id").to_pylist()
+    one = np.zeros((1, 2, 2), bool)
+    one[0, 0, 0] = True
+    fixed = {"part": "train", "row0": 0, "col0": 0, "k": -1, "weight": 1.0, "target": [1.0], "image": b"-"}
+    fixed["mask"] = pack_masks(one, np.ones((2, 2), bool))
+    samples = [{**row, **fixed, "row_id": row["image_id"], "parent_id": row["series_id"]} for row in rows]
+    collected: list[pq.FileMetaData] = []
+    with write.new_writer(folder / "part-0.parquet", collected) as writer:
+        for part in (samples[:2], samples[2:]):
+            writer.write_table(write.to_table(part), row_group_size=len(part))
+    data = (folder / "part-0.parquet").read_bytes()
+    digest, groups = hashlib.sha256(data).hexdigest(), (2, len(samples) - 2)
+    counts = PartCounts(len(rows), len(rows), 2, {"nodule": len(rows)}, {"nodule": 0}, {"nodule": len(rows)}, 4 * len(rows))
+    card = Card(
+        name=name,
+        task="segmentation",
+        labels=("nodule",),
+        exclusive=False,
+        image=ImageSpec("image", (2, 2, 1), "uint8", "blosc2", ("value",)),
+        query=f"SELECT image_id FROM slices WHERE subject_key <> '{rows[0]['subject_key']}'",
+        tables={"slices": here.snapshot("slices").version()},
+        split={},
+        within_subject=False,
+        seed=0,
+        options={},
+        recipe={},
+        parts={"train": counts},
+        mean=(0.0,),
+        std=(1.0,),
+        files=(PartFile("part-0.parquet", "train", len(data), digest, groups),),
+        doubles=(tuple(row["image_id"] for row in rows[:3]), tuple(row["image_id"] for row in rows)),
+    )
+    commit(here, card, [DataFile("part-0.parquet", len(data), len(samples), "")], "run")
 
 
 @pytest.mark.spark
@@ -117,8 +149,15 @@ def test_nothing_of_the_subject_is_left_and_nothing_of_the_others_is_lost(spark:
         if table not in ("rejected",):
             assert after[table] == before[table], table
     card = json.loads((lake / "feeds" / "lungs" / "card.json").read_text())
-    kept = pq.ParquetFile(lake / "feeds" / "lungs" / card["files"][0])
-    assert kept.metadata.num_rows == 3 and card["files"] == [card["files"][0]] and card["tables"] == {}
+    assert json.loads(Lake(None, str(lake)).snapshot("feeds/lungs").metadata().configuration["medspark.card"]) == card  # type: ignore[arg-type]
+    after_all = parse(json.dumps(card))
+    (left,) = after_all.files
+    kept = pq.ParquetFile(lake / "feeds" / "lungs" / left.path)
+    assert kept.metadata.num_rows == left.rows == 3 and after_all.tables == {} and after_all.built_from and after_all.amended
+    assert [kept.metadata.row_group(group).num_rows for group in range(kept.num_row_groups)] == list(left.row_groups)
+    assert hashlib.sha256((lake / "feeds" / "lungs" / left.path).read_bytes()).hexdigest() == left.sha256
+    assert after_all.parts["train"] == PartCounts(3, 3, 1, {"nodule": 3}, {"nodule": 0}, {"nodule": 3}, 12)
+    assert all(1 < len(group) <= 3 for group in after_all.doubles)
     assert spark.read.format("delta").load(str(lake / "feeds" / "lungs")).count() == 3
     # The lake is sound, and goes on.
     assert upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"] == []
