@@ -1,0 +1,62 @@
+"""From which probability on a label counts as present. Chosen on validation data, kept in the model, never chosen on what it is tested on.
+
+Two rules. ``youden``: the cut with the greatest sensitivity + specificity - 1 (Youden 1950), which does not depend on how frequent the label
+is; the rule for images. ``f1``: the cut with the greatest F1 = Dice; the rule for pixels. Of equal cuts the one nearest to 0.5 is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from medspark.scores.ranking import Ranked
+
+Rule = Literal["youden", "f1"]
+UNDECIDED = 0.5  # where validation has one class only, nothing can be chosen
+LEVELS = 256  # of pixel probabilities, in `Histogram`: as fine as a stored probability mask
+
+
+def choose(truth: np.ndarray, probability: np.ndarray, rule: Rule) -> float:
+    """The threshold t (present where probability >= t), halfway between two probabilities that occur; 0.5 where one class is missing.
+
+    truth : (n,) bool; probability : (n,) 0 to 1
+    """
+    ranked = Ranked.of(truth, probability)
+    tp, fp = ranked.cumulated()
+    if not len(tp) or not tp[-1] or not fp[-1]:
+        return UNDECIDED
+    below = np.r_[ranked.cuts[1:], 0.0]
+    return _best(tp, fp, (ranked.cuts.astype(float) + below) / 2, rule)
+
+
+@dataclass
+class Histogram:
+    """Probabilities of positives and of negatives in `LEVELS` steps: what a threshold for pixels is chosen from, however many there are."""
+
+    positive: np.ndarray = field(default_factory=lambda: np.zeros(LEVELS, np.int64))
+    negative: np.ndarray = field(default_factory=lambda: np.zeros(LEVELS, np.int64))
+
+    def add(self, truth: np.ndarray, probability: np.ndarray, known: np.ndarray | None = None) -> None:
+        """truth : bool; probability : 0 to 1; known : bool or None; any equal shapes."""
+        level = np.minimum((np.asarray(probability) * LEVELS).astype(np.int64), LEVELS - 1)
+        truth = np.asarray(truth, bool)
+        inside, outside = (truth, ~truth) if known is None else (truth & np.asarray(known, bool), ~truth & np.asarray(known, bool))
+        self.positive += np.bincount(level[inside], minlength=LEVELS)
+        self.negative += np.bincount(level[outside], minlength=LEVELS)
+
+    def choose(self, rule: Rule) -> float:
+        """The threshold, a multiple of 1 / LEVELS; 0.5 where one class is missing."""
+        if not self.positive.any() or not self.negative.any():
+            return UNDECIDED
+        return _best(np.cumsum(self.positive[::-1]), np.cumsum(self.negative[::-1]), np.arange(LEVELS - 1, -1, -1) / LEVELS, rule)
+
+
+def _best(tp: np.ndarray, fp: np.ndarray, cuts: np.ndarray, rule: Rule) -> float:
+    if rule == "youden":
+        gain = tp / tp[-1] - fp / fp[-1]
+    else:
+        gain = 2 * tp / (tp + fp + tp[-1])
+    best = np.flatnonzero(gain >= gain.max() - 1e-12)
+    return float(cuts[best[np.argmin(np.abs(cuts[best] - UNDECIDED))]])
