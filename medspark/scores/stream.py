@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from medspark.scores.intervals import REPLICATES, Estimate, of_mean
+from medspark.scores.intervals import REPLICATES, Estimate, bootstrap, of_mean
 
 
 @dataclass
@@ -56,6 +56,37 @@ class Means:
         cells = sorted((self.subjects.keys[number], cell) for number, cell in self._sums.get((label, metric), {}).items())
         sums, counts = np.array([cell[0] for _, cell in cells]), np.array([cell[1] for _, cell in cells])
         return of_mean(sums, counts, seed, label, metric, replicates=replicates)
+
+
+@dataclass
+class Totals:
+    """Per subject and label: sums of a few numbers (pixels by truth and prediction, lesions found and missed), and measures of all of them together."""
+
+    subjects: Subjects = field(default_factory=Subjects)
+    _sums: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+
+    def add(self, subject: str, label: str, numbers: Sequence[int]) -> None:
+        kept = self._sums.setdefault(label, {})
+        number = self.subjects.number(subject)
+        kept[number] = kept[number] + np.asarray(numbers, np.int64) if number in kept else np.array(numbers, np.int64)
+
+    def labels(self) -> list[str]:
+        return list(self._sums)
+
+    def of_subjects(self, label: str) -> dict[str, list[int]]:
+        return {self.subjects.keys[number]: total.tolist() for number, total in self._sums.get(label, {}).items()}
+
+    def over_all(self, label: str, metric: str, of: Callable[..., float | None], seed: int, replicates: int = REPLICATES) -> Estimate:
+        """``of`` (the sums over all subjects, one argument each), with its interval over subjects."""
+        ordered = sorted((self.subjects.keys[number], total) for number, total in self._sums.get(label, {}).items())
+        if not ordered:
+            return Estimate(None, None, None, 0)
+        sums = np.stack([total for _, total in ordered]).astype(float)
+
+        def statistic(times: np.ndarray | None) -> float | None:
+            return of(*(int(total) for total in (sums.sum(0) if times is None else times @ sums)))
+
+        return bootstrap(statistic, len(sums), seed, label, metric, "pooled", replicates=replicates)
 
 
 @dataclass

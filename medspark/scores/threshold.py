@@ -6,6 +6,7 @@ is; the rule for images. ``f1``: the cut with the greatest F1 = Dice; the rule f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,6 +30,20 @@ def choose(truth: np.ndarray, probability: np.ndarray, rule: Rule) -> float:
         return UNDECIDED
     below = np.r_[ranked.cuts[1:], 0.0]
     return _best(tp, fp, (ranked.cuts.astype(float) + below) / 2, rule)
+
+
+def present(probabilities: np.ndarray, thresholds: Sequence[float], exclusive: bool, background: bool) -> np.ndarray:
+    """(..., L) bool: which labels count as present. The one place where evaluation and prediction decide.
+
+    probabilities : (..., L); thresholds : L
+    exclusive : the most probable label is present and no other, whatever the thresholds; with ``background`` (pixels) what is left to 1 is a class of its
+        own, and where it is the most probable none is present. Of equal ones the first, background before all.
+    """
+    if not exclusive:
+        return np.asarray(probabilities >= np.asarray(thresholds, probabilities.dtype))
+    rest = [1.0 - probabilities.sum(axis=-1, keepdims=True)] if background else []
+    first = np.concatenate([*rest, probabilities], axis=-1).argmax(axis=-1) - len(rest)
+    return np.asarray(first[..., None] == np.arange(probabilities.shape[-1]))
 
 
 @dataclass
