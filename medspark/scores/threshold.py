@@ -7,7 +7,6 @@ is; the rule for images. ``f1``: the cut with the greatest F1 = Dice; the rule f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,6 @@ from medspark.scores.ranking import Ranked
 
 Rule = Literal["youden", "f1"]
 UNDECIDED = 0.5  # where validation has one class only, nothing can be chosen
-LEVELS = 256  # of pixel probabilities, in `Histogram`: as fine as a stored probability mask
 
 
 def choose(truth: np.ndarray, probability: np.ndarray, rule: Rule) -> float:
@@ -44,28 +42,6 @@ def present(probabilities: np.ndarray, thresholds: Sequence[float], exclusive: b
     rest = [1.0 - probabilities.sum(axis=-1, keepdims=True)] if background else []
     first = np.concatenate([*rest, probabilities], axis=-1).argmax(axis=-1) - len(rest)
     return np.asarray(first[..., None] == np.arange(probabilities.shape[-1]))
-
-
-@dataclass
-class Histogram:
-    """Probabilities of positives and of negatives in `LEVELS` steps: what a threshold for pixels is chosen from, however many there are."""
-
-    positive: np.ndarray = field(default_factory=lambda: np.zeros(LEVELS, np.int64))
-    negative: np.ndarray = field(default_factory=lambda: np.zeros(LEVELS, np.int64))
-
-    def add(self, truth: np.ndarray, probability: np.ndarray, known: np.ndarray | None = None) -> None:
-        """truth : bool; probability : 0 to 1; known : bool or None; any equal shapes."""
-        level = np.minimum((np.asarray(probability) * LEVELS).astype(np.int64), LEVELS - 1)
-        truth = np.asarray(truth, bool)
-        inside, outside = (truth, ~truth) if known is None else (truth & np.asarray(known, bool), ~truth & np.asarray(known, bool))
-        self.positive += np.bincount(level[inside], minlength=LEVELS)
-        self.negative += np.bincount(level[outside], minlength=LEVELS)
-
-    def choose(self, rule: Rule) -> float:
-        """The threshold, a multiple of 1 / LEVELS; 0.5 where one class is missing."""
-        if not self.positive.any() or not self.negative.any():
-            return UNDECIDED
-        return _best(np.cumsum(self.positive[::-1]), np.cumsum(self.negative[::-1]), np.arange(LEVELS - 1, -1, -1) / LEVELS, rule)
 
 
 def _best(tp: np.ndarray, fp: np.ndarray, cuts: np.ndarray, rule: Rule) -> float:

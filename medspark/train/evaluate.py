@@ -8,7 +8,9 @@ Intervals are over subjects; with fewer than five there are none.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +24,9 @@ from medspark.errors import BadRequest
 from medspark.feed.card import Card, ImageSpec
 from medspark.feed.open import Feed
 from medspark.feed.reader import Batch, Reader
+from medspark.feed.sample import Recipe
+from medspark.lake.files import PRIVATE
+from medspark.lake.store import Lake
 from medspark.scores import pictures
 from medspark.scores.calibration import Reliability, reliability
 from medspark.scores.classes import score_classes, score_label
@@ -31,6 +36,7 @@ from medspark.scores.lesions import Detection
 from medspark.scores.ranking import Ranked
 from medspark.scores.stream import Called, Means, Totals
 from medspark.scores.threshold import present
+from medspark.track.tracker import Tracker
 from medspark.train import segments
 from medspark.train.gathered import Crop, Gathered, Place, places
 
@@ -88,6 +94,77 @@ class Result:
 
 
 Sink = Callable[[list[dict[str, Any]]], None]
+HEADLINE = (
+    "dice",
+    "series_dice",
+    "hd95_mm",
+    "series_hd95_mm",
+    "lesion_f1_pooled",
+    "auc",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "f1",
+    "ece",
+    "brier",
+)
+"""Measures that the summary line names; all of them are rows."""
+
+
+def headline(result: Result) -> dict[str, dict[str, Any]]:
+    """``metric`` or ``metric/label`` -> value, low, high, for the summary line."""
+    return {
+        row["metric"] + (f"/{row['label']}" if row["label"] else ""): {name: row[name] for name in ("value", "low", "high")}
+        for row in result.overall
+        if row["metric"] in HEADLINE and row["value"] is not None
+    }
+
+
+def tell(result: Result, tracker: Tracker, within_subject: bool, part: str) -> None:
+    """Measures, intervals, the table and the pictures to the run that trained the model."""
+    told: dict[str, float] = {}
+    for row in result.overall:
+        name = f"{part}/{row['metric']}" + (f"/{row['label']}" if row["label"] else "")
+        for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+            if row[key] is not None:
+                told[name + suffix] = row[key]
+    tracker.metrics(told, 0)
+    if within_subject:
+        tracker.tags({"WITHIN-SUBJECT": "training and test share subjects"})
+    tracker.text(result.said(within_subject) + "\n", f"evaluation/{part}.txt")
+    plain = [{**row, "evaluated_at": row["evaluated_at"].isoformat()} for row in result.overall]
+    tracker.text(json.dumps(plain, indent=1) + "\n", f"evaluation/{part}.json")
+    with tempfile.TemporaryDirectory(prefix="medspark-") as place:
+        for name, data in result.pictures.items():
+            file = Path(place) / f"{part}-{name}"
+            file.write_bytes(data)
+            tracker.artifact(file, "pictures/evaluation")
+
+
+def keep_pictures(lake: Lake, run_id: str, result: Result) -> str:
+    """The pictures beside the lake's runs; returns their folder, relative to the lake."""
+    folder = f"{PRIVATE}/runs/evaluate-{run_id}"
+    lake.filesystem.create_dir(lake.folder(folder), recursive=True)
+    for name, data in result.pictures.items():
+        with lake.filesystem.open_output_stream(lake.folder(folder, name)) as stream:
+            stream.write(data)
+    return folder
+
+
+def spacing_of_series(lake: Lake, card: Card) -> dict[str, tuple[float, float, float]]:
+    """series_id -> (slice, row, col) mm of its slices as they lie in the feed; series whose spacing is not known are left out."""
+    if not lake.exists("series") or card.image.kind == "volume":  # a volume's planes may be chosen ones: the card knows their distance
+        return {}
+    recipe = Recipe.parse(card.recipe)
+    found = {}
+    for row in lake.read("series", ["series_id", "rows", "cols", "pixel_spacing_mm", "slice_spacing_mm"]).to_pylist():
+        pixel_mm = row["pixel_spacing_mm"]
+        if pixel_mm is None:
+            continue
+        rows, cols = recipe.sized(row["rows"], row["cols"], pixel_mm)
+        slice_mm = row["slice_spacing_mm"] if row["slice_spacing_mm"] else float("nan")
+        found[row["series_id"]] = (slice_mm, pixel_mm[0] * row["rows"] / rows, pixel_mm[1] * row["cols"] / cols)
+    return found
 
 
 def check(card: Card, model: Predicts) -> None:

@@ -12,7 +12,7 @@ from medspark.scores import classes, intervals
 from medspark.scores.calibration import BINS, Reliability, reliability
 from medspark.scores.ranking import Ranked, auc, average_precision, precision_recall_curve, roc_curve
 from medspark.scores.stream import Called, Means
-from medspark.scores.threshold import LEVELS, Histogram, choose
+from medspark.scores.threshold import choose, present
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -87,14 +87,17 @@ def test_no_other_cut_is_better_than_the_chosen_one(seed: int, rule: str) -> Non
 
     chosen = gain(choose(truth, probability, rule))
     assert all(chosen >= gain(cut) - 1e-12 for cut in np.linspace(0, 1, 13))
-    pixels = Histogram()
-    pixels.add(truth[:9], probability[:9])
-    pixels.add(truth[9:], probability[9:], np.ones(len(truth) - 9, bool))
-    assert gain(pixels.choose(rule)) >= max(gain(cut / LEVELS) for cut in range(LEVELS)) - 1e-12
 
 
 def test_nothing_to_choose_from_is_half() -> None:
-    assert choose(np.ones(3, bool), np.array([0.1, 0.2, 0.3]), "f1") == Histogram().choose("youden") == 0.5
+    assert choose(np.ones(3, bool), np.array([0.1, 0.2, 0.3]), "f1") == 0.5 == choose(np.zeros(0, bool), np.zeros(0), "youden")
+
+
+def test_what_counts_as_present() -> None:
+    p = np.array([[0.5, 0.2], [0.3, 0.3], [0.1, 0.6], [0.25, 0.25]])
+    assert present(p, [0.5, 0.25], False, background=True).tolist() == [[True, False], [False, True], [False, True], [False, True]]
+    assert present(p, [0.9, 0.9], True, background=True).tolist() == [[True, False], [False, False], [False, True], [False, False]]
+    assert present(p, [0.9, 0.9], True, background=False).tolist() == [[True, False], [True, False], [False, True], [True, False]]
 
 
 def called(truth: np.ndarray, probability: np.ndarray, subject: np.ndarray) -> Called:
