@@ -29,11 +29,21 @@ class Reliability:
         if not (probability.min() >= 0.0 and probability.max() <= 1.0):
             raise ValueError("a probability is outside 0..1")
         times = np.ones(len(truth)) if weights is None else np.ravel(weights).astype(float)
-        place = np.clip(np.ceil(probability * BINS).astype(np.int64) - 1, 0, BINS - 1)
-        self.n += np.bincount(place, times, BINS)
-        self.said += np.bincount(place, times * probability, BINS)
-        self.true += np.bincount(place, times * truth, BINS)
-        self.squares += float(times @ (probability - truth) ** 2)
+        placed = Placed.of(truth, probability)
+        found = placed(np.ones(len(truth)) if weights is None else np.ravel(weights).astype(float))
+        self.n += found.n
+        self.said += found.said
+        self.true += found.true
+        self.squares += found.squares
+
+    def sums(self) -> np.ndarray:
+        """(3 BINS + 1,) float64: everything that was added, in numbers that add up over units; `Reliability.of` is the way back."""
+        return np.concatenate([self.n, self.said, self.true, [self.squares]])
+
+    @classmethod
+    def of(cls, sums: np.ndarray) -> Reliability:
+        n, said, true = np.split(np.asarray(sums[:-1], float), 3)
+        return cls(n, said, true, float(sums[-1]))
 
     @property
     def ece(self) -> float | None:
@@ -46,6 +56,30 @@ class Reliability:
         """Mean squared error of the probability, 0 to 1 (Brier 1950); None without samples."""
         total = self.n.sum()
         return self.squares / float(total) if total else None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Samples that know their bin: placed once, summed under any weights (a bootstrap asks thousands of times).
+
+    place : (n,) bin;  probability, truth, squares : (n,) float64
+    """
+
+    place: np.ndarray
+    probability: np.ndarray
+    truth: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, truth: np.ndarray, probability: np.ndarray) -> Placed:
+        """truth : (n,) bool, probability : (n,), 0 to 1"""
+        probability, truth = np.asarray(probability, np.float64), np.asarray(truth, np.float64)
+        place = np.clip(np.ceil(probability * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        return cls(place, probability, truth, (probability - truth) ** 2)
+
+    def __call__(self, weights: np.ndarray) -> Reliability:
+        n, said, true = (np.bincount(self.place, times, BINS) for times in (weights, weights * self.probability, weights * self.truth))
+        return Reliability(n, said, true, float(weights @ self.squares))
 
 
 def reliability(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray | None = None) -> Reliability:

@@ -8,7 +8,7 @@ import numpy as np
 
 from medspark.scores import confusion as matrices
 from medspark.scores import counts as measure
-from medspark.scores.calibration import reliability
+from medspark.scores.calibration import Placed, Reliability
 from medspark.scores.counts import Counts
 from medspark.scores.intervals import REPLICATES, Estimate, bootstrap
 from medspark.scores.ranking import Ranked, auc, average_precision
@@ -42,8 +42,13 @@ def score_label(called: Called, threshold: float, seed: int, name: str, replicat
     cells = np.stack([truth & present, ~truth & present, truth & ~present, ~truth & ~present])
     per_subject = np.stack([np.bincount(subject, cell, len(subjects)) for cell in cells]) if len(truth) else np.zeros((4, 0))
 
+    placed = Placed.of(truth, probability)
+
     def of_images(times: np.ndarray | None) -> np.ndarray | None:
         return None if times is None else times[subject]
+
+    def calibrated(times: np.ndarray | None) -> Reliability:
+        return placed(np.ones(len(subject)) if times is None else times[subject])
 
     def by_counts(metric: str) -> Statistic:
         def statistic(times: np.ndarray | None) -> float | None:
@@ -55,8 +60,8 @@ def score_label(called: Called, threshold: float, seed: int, name: str, replicat
     statistics: dict[str, Statistic] = {
         "auc": lambda times: auc(ranked, of_images(times)),
         "average_precision": lambda times: average_precision(ranked, of_images(times)),
-        "ece": lambda times: reliability(truth, probability, of_images(times)).ece,
-        "brier": lambda times: reliability(truth, probability, of_images(times)).brier,
+        "ece": lambda times: calibrated(times).ece,
+        "brier": lambda times: calibrated(times).brier,
         **{metric: by_counts(metric) for metric in BY_COUNTS},
     }
     return {

@@ -25,6 +25,12 @@ class Counts:
     fn: int = 0
     tn: int = 0
 
+    @classmethod
+    def of(cls, sums: np.ndarray) -> Counts:
+        """From (tp, fp, fn, tn) as they are summed over units."""
+        tp, fp, fn, tn = (int(number) for number in sums)
+        return cls(tp, fp, fn, tn)
+
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
 

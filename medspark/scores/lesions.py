@@ -22,6 +22,12 @@ class Detection:
     missed: int = 0
     false: int = 0
 
+    @classmethod
+    def of(cls, sums: np.ndarray) -> Detection:
+        """From (found, missed, false) as they are summed over units."""
+        found, missed, false = (int(number) for number in sums)
+        return cls(found, missed, false)
+
     def __add__(self, other: Detection) -> Detection:
         return Detection(self.found + other.found, self.missed + other.missed, self.false + other.false)
 

@@ -1,4 +1,4 @@
-"""What is kept of a long evaluation: sums per subject and label for masks, twelve bytes an image and label for classes. Never pixels."""
+"""What is kept of a long evaluation: sums per subject and label for masks, thirteen bytes an image and label for classes. Never pixels."""
 
 from __future__ import annotations
 
@@ -60,33 +60,36 @@ class Means:
 
 @dataclass
 class Totals:
-    """Per subject and label: sums of a few numbers (pixels by truth and prediction, lesions found and missed), and measures of all of them together."""
+    """Per subject and label: sums of a few numbers (pixels by truth and prediction, lesions found, bins of calibration), and measures of all of them together."""
 
     subjects: Subjects = field(default_factory=Subjects)
     _sums: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
 
-    def add(self, subject: str, label: str, numbers: Sequence[int]) -> None:
+    def add(self, subject: str, label: str, numbers: Sequence[float] | np.ndarray) -> None:
         kept = self._sums.setdefault(label, {})
         number = self.subjects.number(subject)
-        kept[number] = kept[number] + np.asarray(numbers, np.int64) if number in kept else np.array(numbers, np.int64)
+        kept[number] = kept[number] + np.asarray(numbers, np.float64) if number in kept else np.array(numbers, np.float64)
 
     def labels(self) -> list[str]:
         return list(self._sums)
 
-    def of_subjects(self, label: str) -> dict[str, list[int]]:
-        return {self.subjects.keys[number]: total.tolist() for number, total in self._sums.get(label, {}).items()}
+    def _order(self, label: str) -> list[tuple[str, int]]:
+        return sorted((self.subjects.keys[number], number) for number in self._sums.get(label, {}))
 
-    def over_all(self, label: str, metric: str, of: Callable[..., float | None], seed: int, replicates: int = REPLICATES) -> Estimate:
-        """``of`` (the sums over all subjects, one argument each), with its interval over subjects."""
-        ordered = sorted((self.subjects.keys[number], total) for number, total in self._sums.get(label, {}).items())
+    def of_subjects(self, label: str) -> dict[str, np.ndarray]:
+        return {self.subjects.keys[number]: total for number, total in self._sums.get(label, {}).items()}
+
+    def over_all(
+        self, label: str, metric: str, of: Callable[[np.ndarray], float | None], seed: int, replicates: int = REPLICATES
+    ) -> Estimate:
+        """``of`` the sums over all subjects, with its interval over subjects."""
+        ordered = [(key, self._sums[label][number]) for key, number in self._order(label)]
         if not ordered:
             return Estimate(None, None, None, 0)
-        sums = np.stack([total for _, total in ordered]).astype(float)
-
-        def statistic(times: np.ndarray | None) -> float | None:
-            return of(*(int(total) for total in (sums.sum(0) if times is None else times @ sums)))
-
-        return bootstrap(statistic, len(sums), seed, label, metric, "pooled", replicates=replicates)
+        sums = np.stack([total for _, total in ordered])
+        return bootstrap(
+            lambda times: of(sums.sum(axis=0) if times is None else times @ sums), len(sums), seed, label, metric, replicates=replicates
+        )
 
 
 @dataclass

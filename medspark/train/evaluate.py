@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ from medspark.scores.stream import Called, Means, Totals
 from medspark.scores.threshold import present
 from medspark.track.tracker import Tracker
 from medspark.train import segments
+from medspark.train.examples import Examples
 from medspark.train.gathered import Crop, Gathered, Place, places
 
 SHOWN_VALUES = 1500  # dots of a picture, a random choice of all values
@@ -193,6 +195,7 @@ def evaluate(feed: Feed, reader: Reader, model: Predicts, request: Request, sink
         _segmentation(work, reader, scratch)
     else:
         _classification(work, reader)
+    work.result.pictures |= work.examples.sheets(work.title)
     work.flush()
     return work.result
 
@@ -208,6 +211,9 @@ class _Work:
     result: Result = field(default_factory=Result)
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     _rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.examples = Examples(self.feed.card, self.request.seed)
 
     @property
     def title(self) -> str:
@@ -270,21 +276,24 @@ class _Work:
 
 def _segmentation(work: _Work, reader: Reader, scratch: Path) -> None:
     labels = work.model.labels
-    bins = {label: Reliability() for label in labels}
+    calibrated = Totals()
     gathered = Gathered(scratch, work.feed.card.parts[work.request.part].rows)
     for here, batch, probabilities in work.batches(reader):
         if batch.masks is None or batch.known is None:
             raise RuntimeError("a feed of masks gave a batch without masks")
         masks, known = np.moveaxis(batch.masks, -1, 1).astype(bool), batch.known[..., 0].astype(bool)
-        decided = np.moveaxis(present(probabilities, work.thresholds, work.model.exclusive, background=True), -1, 1)
+        last = present(probabilities, work.thresholds, work.model.exclusive, background=True)
+        work.examples.add(batch, probabilities, last)
+        decided = np.moveaxis(last, -1, 1)
         for at, place in enumerate(here):
             gathered.add(place, masks[at], decided[at], known[at])
             for number, label in enumerate(labels):
-                bins[label].add(masks[at, number][known[at]], probabilities[at, ..., number][known[at]])
+                bins = reliability(masks[at, number][known[at]], probabilities[at, ..., number][known[at]])
+                calibrated.add(place.subject_key, label, bins.sums())
     segmented = _Segmented(work)
     for parent_id, crops in gathered.parents():
         segmented.parent(parent_id, crops)
-    segmented.finish(bins)
+    segmented.finish(calibrated)
 
 
 @dataclass
@@ -334,7 +343,7 @@ class _Segmented:
                 self.pixels.add(subject, label, (counts.tp, counts.fp, counts.fn, counts.tn))
         if not slices and self.work.feed.card.image.mpp_um is not None:
             for label, counts in zip(labels, total, strict=True):
-                self.work.say("slide", parent_id, label, {name: of(counts) for name, of in segments.OVERLAP.items()}, n)
+                self.work.say("slide", parent_id, label, {name: segments.OVERLAP[name](counts) for name in segments.POOLED}, n)
 
     def _series(self, parent_id: str, crops: Sequence[Crop], volumes: bool) -> None:
         labels = self.work.model.labels
@@ -381,29 +390,49 @@ class _Segmented:
         elif (place := self._random.randrange(seen)) < SHOWN_VALUES:
             kept[place] = value
 
-    def finish(self, bins: Mapping[str, Reliability]) -> None:
+    def finish(self, calibrated: Totals) -> None:
+        """calibrated : sums of `Reliability` over the pixels of each subject"""
         work, request = self.work, self.work.request
+
+        def over_all(label: str, metric: str, totals: Totals, of: Callable[[np.ndarray], float | None]) -> None:
+            work.over_all(label, metric, totals.over_all(label, metric, of, request.seed, request.replicates))
+
         for label, metric in self.means.names():
             for subject, (value, n) in self.means.of_subjects(label, metric).items():
                 work.say("subject", subject, label, {metric: value}, n)
             work.over_all(label, metric, self.means.over_all(label, metric, request.seed, request.replicates))
-        for label in self.pixels.labels():
-            for subject, totals in self.pixels.of_subjects(label).items():
-                counts = Counts(*totals)
-                work.say("subject", subject, label, {f"{name}_pooled": of(counts) for name, of in segments.OVERLAP.items()}, 1)
-            for name, of in segments.OVERLAP.items():
-                pooled = self.pixels.over_all(label, name, lambda *totals, of=of: of(Counts(*totals)), request.seed, request.replicates)
-                work.over_all(label, f"{name}_pooled", pooled)
+        for label in work.model.labels:
+            for subject, sums in self.pixels.of_subjects(label).items():
+                counts = Counts.of(sums)
+                work.say("subject", subject, label, {f"{name}_pooled": segments.OVERLAP[name](counts) for name in segments.POOLED}, 1)
+            for name in segments.POOLED:
+                over_all(label, f"{name}_pooled", self.pixels, partial(_of_pixels, name))
             for name in ("sensitivity", "precision", "f1"):
-                of_lesions: Callable[..., float | None] = lambda *totals, name=name: getattr(Detection(*totals), name)
-                estimate = self.lesions.over_all(label, f"lesion_{name}", of_lesions, request.seed, request.replicates)
-                work.over_all(label, f"lesion_{name}_pooled", estimate)
-            for metric, calibrated in (("ece", bins[label].ece), ("brier", bins[label].brier)):
-                work.over_all(label, metric, Estimate(calibrated, None, None, work.result.subjects))
+                over_all(label, f"lesion_{name}_pooled", self.lesions, partial(_of_lesions, name))
+            for name in ("ece", "brier"):
+                over_all(label, name, calibrated, partial(_of_bins, name))
         within = work.feed.card.within_subject
+        bins = {
+            label: Reliability.of(sum(calibrated.of_subjects(label).values(), np.zeros(len(Reliability().sums()))))
+            for label in work.model.labels
+        }
         work.result.pictures["reliability.png"] = pictures.reliability_diagram(bins, f"Pixels of {work.title}", within)
         if self.shown:
             work.result.pictures["dice.png"] = pictures.values_by_subject(self.shown, "Dice", work.title, within)
+
+
+def _of_pixels(name: str, sums: np.ndarray) -> float | None:
+    return segments.OVERLAP[name](Counts.of(sums))
+
+
+def _of_lesions(name: str, sums: np.ndarray) -> float | None:
+    found: float | None = getattr(Detection.of(sums), name)
+    return found
+
+
+def _of_bins(name: str, sums: np.ndarray) -> float | None:
+    found: float | None = getattr(Reliability.of(sums), name)
+    return found
 
 
 # ---- classes
@@ -418,6 +447,7 @@ def _classification(work: _Work, reader: Reader) -> None:
     one_row_each = work.feed.card.parts[request.part].images == work.feed.card.parts[request.part].rows
     for here, batch, probabilities in work.batches(reader):
         decided = present(probabilities, work.thresholds, model.exclusive, background=False)
+        work.examples.add(batch, probabilities, decided)
         for at, place in enumerate(here):
             subject = means.subjects.number(place.subject_key)
             truth = batch.targets[at]

@@ -24,6 +24,8 @@ OVERLAP = {
     "false_alarm": measure.false_alarm,
 }
 """What is said of every image and series and of all pixels of a subject; ``volume_error`` of an image is that of its area."""
+POOLED = ("dice", "iou", "sensitivity", "specificity", "precision", "volume_error")
+"""Those that mean something for all pixels of a subject, or of a slide, together."""
 Box = tuple[slice, ...]
 
 

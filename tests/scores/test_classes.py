@@ -11,7 +11,7 @@ from sklearn import metrics as oracle
 from medspark.scores import classes, intervals
 from medspark.scores.calibration import BINS, Reliability, reliability
 from medspark.scores.ranking import Ranked, auc, average_precision, precision_recall_curve, roc_curve
-from medspark.scores.stream import Called, Means
+from medspark.scores.stream import Called, Means, Totals
 from medspark.scores.threshold import choose, present
 
 seeds = st.integers(0, 2**32 - 1)
@@ -175,3 +175,15 @@ def test_means_do_not_depend_on_the_order_of_reading() -> None:
     assert (first.value, first.low, first.high) == pytest.approx((second.value, second.low, second.high)) and first.n == 7
     assert one.of_subjects("lung", "dice")["s0"] == (pytest.approx(np.mean([row[1] for row in rows if row[0] == "s0"])), 5)
     assert one.over_all("lung", "hd95_mm", 11).value is None
+
+
+def test_sums_of_subjects_say_what_all_pixels_say() -> None:
+    truth, probability, _ = drawn(8, 120)
+    totals = Totals()
+    for number in range(120):
+        totals.add(f"s{number % 6}", "lung", reliability(truth[number : number + 1], probability[number : number + 1]).sums())
+    whole = reliability(truth, probability)
+    found = totals.over_all("lung", "ece", lambda sums: Reliability.of(sums).ece, 1, replicates=50)
+    assert found.value == pytest.approx(whole.ece) and found.low < found.high and found.n == 6
+    assert totals.over_all("heart", "ece", lambda sums: 1.0, 1).value is None
+    np.testing.assert_allclose(sum(totals.of_subjects("lung").values()), whole.sums())

@@ -19,6 +19,7 @@ from medspark.scores import counts as measure
 from medspark.scores.surface import hausdorff_mm
 from medspark.tables.rows import Rows
 from medspark.train import evaluate
+from medspark.train.examples import KEPT, Examples, goodness
 from tests.phantoms.feeds import CONTRAST, Made, write_feed
 
 SPACING_MM = (2.5, 0.7, 0.7)
@@ -92,7 +93,7 @@ def test_tiles(tmp_path: Path) -> None:
     assert overall["low"] < overall["value"] < overall["high"] and overall["n"] == 7
     assert {row["unit"] for row in rows} == {"image", "slide", "subject", "all"}
     assert len({row["evaluation_id"] for row in rows}) == len(rows)
-    assert set(result.pictures) == {"reliability.png", "dice.png"}
+    assert set(result.pictures) == {"reliability.png", "dice.png", "worst.png", "random.png"}
     assert "hd95_mm" not in {row["metric"] for row in rows}  # tiles have no millimetres
     assert not list((tmp_path / "scratch").iterdir())
     Rows.of("evaluations", rows).to_arrow("run", "batch")
@@ -142,7 +143,7 @@ def test_classes(tmp_path: Path) -> None:
     assert value(rows, "all", "accuracy") == np.mean((probability >= 0.9) == truth)
     assert value(rows, "all", "auc") > 0.9
     assert sum(row["unit"] == "image" for row in rows) == 2 * 40
-    assert set(result.pictures) == {"confusion.png", "roc.png", "reliability.png"}
+    assert set(result.pictures) == {"confusion.png", "roc.png", "reliability.png", "worst.png", "random.png"}
 
 
 def test_marks_what_shares_subjects(tmp_path: Path) -> None:
@@ -154,6 +155,21 @@ def test_marks_what_shares_subjects(tmp_path: Path) -> None:
     request = evaluate.Request("m", "test", replicates=10)
     result = evaluate.evaluate(feed, FromMemory(made, "test"), Bright(made.card.image), request, rows.extend, tmp_path / "scratch")  # type: ignore[arg-type]
     assert all(row["within_subject"] for row in rows) and result.said(True).startswith("WITHIN-SUBJECT")
+
+
+def test_the_worst_samples_are_the_worst(tmp_path: Path) -> None:
+    made = write_feed(tmp_path, parts={"test": 40, "train": 4})
+    model, kept = Bright(made.card.image), Examples(made.card)
+    scores = {}
+    for batch in FromMemory(made, "test").once():
+        probabilities = model.probabilities(batch.images)
+        kept.add(batch, probabilities, probabilities >= 0.5)
+        found = [goodness(batch, place, probabilities[place], probabilities[place] >= 0.5) for place in range(len(batch))]
+        scores |= {row_id: score for row_id, score in zip(batch.row_ids, found, strict=True) if score is not None}
+    worst = sorted(scores, key=lambda row_id: scores[row_id])[:KEPT]
+    assert {sample.row_id for _, _, sample in kept._worst} == set(worst)
+    assert len({sample.row_id for sample in kept._random}) == KEPT
+    assert set(kept.sheets("a phantom")) == {"worst.png", "random.png"} and not Examples(made.card).sheets("nothing")
 
 
 def test_a_model_for_other_labels_is_refused(tmp_path: Path) -> None:

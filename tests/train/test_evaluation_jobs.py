@@ -77,7 +77,7 @@ def test_evaluated_and_predicted_through_spark_submit(lake: Path, tmp_path: Path
     rows = harness.rows(lake, "evaluations")
     assert (said["images"], said["subjects"], said["written"]["evaluations"]) == (8, 2, len(rows))
     assert {row["unit"] for row in rows} == {"image", "slide", "subject", "all"} and "dice/disc" in said["measures"]
-    assert sorted(file.name for file in (lake / said["pictures"]).iterdir()) == ["dice.png", "reliability.png"]
+    assert sorted(file.name for file in (lake / said["pictures"]).iterdir()) == ["dice.png", "random.png", "reliability.png", "worst.png"]
     assert {"totm_s", "images_per_s"} <= {row["metric"] for row in harness.rows(lake, "kpi")}
 
     other = tmp_path / "ct"
