@@ -45,7 +45,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 
     from medspark.track import model as models
     from medspark.track import runs
-    from medspark.train import evaluate, predictor
+    from medspark.train import evaluate, evaluate_said, predictor
+    from medspark.train.objects import Objects
 
     store = runs.where(given.tracking_uri, given.lake)
     found = models.find(given.model, store)
@@ -64,7 +65,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     lake = Lake(spark, given.lake)
     summary.stages["start"] = time.monotonic() - STARTED
     rows = Evaluations(lake, summary.run_id)
-    request = evaluate.Request(found.uri, given.part, given.seed, given.replicates, evaluate.spacing_of_series(lake, feed.card))
+    spacing = evaluate.spacing_of_series(lake, feed.card)
+    request = evaluate.Request(found.uri, given.part, given.seed, given.replicates, spacing, Objects(lake, feed.card))
     with summary.timed("explode"), tempfile.TemporaryDirectory(prefix="medspark-") as scratch:
         reader = feed.reader(given.part, given.batch_size)
         try:
@@ -74,10 +76,10 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     progress(f"evaluate: {result.images} images of {result.subjects} subjects\n{result.said(feed.card.within_subject)}")
     with summary.timed("commit"):
         rows.commit(found.uri, feed.name, feed.version, given.part)
-        folder = evaluate.keep_pictures(lake, summary.run_id, result)
+        folder = evaluate_said.keep_pictures(lake, summary.run_id, result)
     if found.run_id:
         tracker = runs.MlflowTracker(store, found.run_id, machine=False)
-        evaluate.tell(result, tracker, feed.card.within_subject, given.part)
+        evaluate_said.tell(result, tracker, feed.card.within_subject, given.part)
         tracker.close()
     summary.written["evaluations"] = rows.rows
     summary.seconds = time.monotonic() - STARTED
@@ -91,7 +93,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "subjects": result.subjects,
         "within_subject": feed.card.within_subject,
         "pictures": folder,
-        "measures": evaluate.headline(result),
+        "measures": evaluate_said.headline(result),
     }
     spark.stop()
     return summary.json()

@@ -28,7 +28,6 @@ class Reliability:
             return
         if not (probability.min() >= 0.0 and probability.max() <= 1.0):
             raise ValueError("a probability is outside 0..1")
-        times = np.ones(len(truth)) if weights is None else np.ravel(weights).astype(float)
         placed = Placed.of(truth, probability)
         found = placed(np.ones(len(truth)) if weights is None else np.ravel(weights).astype(float))
         self.n += found.n

@@ -18,7 +18,8 @@ from medspark.feed.reader import Batch
 from medspark.scores import counts as measure
 from medspark.scores.surface import hausdorff_mm
 from medspark.tables.rows import Rows
-from medspark.train import evaluate
+from medspark.track.tracker import Remembered
+from medspark.train import evaluate, evaluate_said
 from medspark.train.examples import KEPT, Examples, goodness
 from tests.phantoms.feeds import CONTRAST, Made, write_feed
 
@@ -196,3 +197,16 @@ def test_a_reader_that_leaves_rows_out_is_a_bug(tmp_path: Path) -> None:
                 lambda rows: None,
                 scratch,
             )
+
+
+def test_what_mlflow_hears(tmp_path: Path) -> None:
+    made = write_feed(tmp_path, parts={"train": 4, "test": 24})
+    result, _, _ = run(made, Bright(made.card.image), tmp_path / "scratch")
+    tracker = Remembered()
+    evaluate_said.tell(result, tracker, True, "test")
+    (dice,) = [row for row in result.overall if row["metric"] == "dice"]
+    assert tracker.curves["test/dice/disc"] == [(0, dice["value"])]
+    assert tracker.curves["test/dice/disc_low"][0][1] == dice["low"] < dice["high"] == tracker.curves["test/dice/disc_high"][0][1]
+    assert "WITHIN-SUBJECT" in tracker.said and ("pictures/evaluation", "test-dice.png") in tracker.files
+    assert {("", "evaluation/test.txt"), ("", "evaluation/test.json")} <= set(tracker.files)
+    assert evaluate_said.headline(result)["dice/disc"]["value"] == dice["value"]
