@@ -7,22 +7,20 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _entry import BUG, STARTED, parser
 
 if TYPE_CHECKING:
-    from medspark.config import Augment, Config, Train
+    from medspark.config import Config
     from medspark.feed.open import Feed
-    from medspark.feed.reader import Reader
+    from medspark.train.feed_readers import FeedReaders
     from medspark.train.launch import Tracking
     from medspark.train.loop import Plan, Result
     from medspark.train.memory import Estimate
@@ -49,34 +47,6 @@ def options(job: str, description: str) -> argparse.ArgumentParser:
     given.add_argument("--register", default="", metavar="NAME", help="name of the registered model (empty: by task and labels)")
     given.add_argument("--dry-run", action="store_true", help="prints the plan with its estimate of memory, and writes nothing")
     return given
-
-
-@dataclass(frozen=True)
-class FeedReaders:
-    """`medspark.train.feeding.Readers` over a feed; pickles."""
-
-    feed: Feed
-    train: Train
-    changes: Augment
-
-    def __call__(self, part: str, batch_size: int, rank: int, ranks: int, seed: int, augment: bool) -> Reader:
-        from medspark.feed.augment import Augmentation
-        from medspark.feed.cache import Cache
-
-        train = self.train
-        threads = train.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("HOROVOD_LOCAL_SIZE", "1")))
-        return self.feed.reader(
-            part,
-            batch_size,
-            rank,
-            ranks,
-            seed,
-            kind=train.reader,
-            augment=Augmentation(**dataclasses.asdict(self.changes)) if augment else None,
-            cache=Cache(str(train.cache_path()), int(train.cache_gib * 2**30)) if train.cache_gib else None,
-            workers=threads,
-            bad_rows=train.bad_rows,
-        )
 
 
 def body(job: str, task: str, given: argparse.Namespace, known: argparse.ArgumentParser) -> dict[str, Any]:
@@ -169,6 +139,8 @@ def plan_of(job: str, run: str, given: argparse.Namespace, settings: Config, fee
 
 
 def readers_of(feed: Feed, settings: Config) -> FeedReaders:
+    from medspark.train.feed_readers import FeedReaders
+
     return FeedReaders(feed, settings.train, settings.augment)
 
 
