@@ -74,22 +74,26 @@ class Jobs:
     log: Path
     told: Callable[[str], None]
 
-    def run(self, job: str, *options: str) -> dict[str, Any]:
+    def run(self, job: str, *given: str) -> dict[str, Any]:
         """The job's summary line; raises `Failed` with its own sentence."""
         submit = Path(sys.executable).parent / "spark-submit"
-        command = ["jobs/" + job + ".py", "--lake", str(self.lake), *options]
+        command = ["jobs/" + job + ".py", "--lake", str(self.lake), *given]
         self.told("spark-submit " + shlex.join(command))
-        with self.log.open("ab") as log:
+        # spark-submit gives what a program says on standard error to its own standard output: both go to the log.
+        options = ["--lake", os.path.abspath(self.lake), *given]
+        with self.log.open("a", encoding="utf-8") as log:
             done = subprocess.run(
-                [str(submit), "--driver-memory", "2g", str(ROOT / command[0]), "--lake", os.path.abspath(self.lake), *options],
+                [str(submit), "--driver-memory", "2g", str(ROOT / command[0]), *options],
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=subprocess.STDOUT,
                 text=True,
+                errors="replace",
                 cwd=ROOT,
             )
+            log.write(done.stdout)
         lines = done.stdout.strip().splitlines()
         if done.returncode != 0 or not lines:
-            said = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith(f"{job}:")]
+            said = [line for line in lines if line.startswith(f"{job}:")]
             raise Failed(said[-1] if said else f"{job} ended with status {done.returncode}; see {self.log}")
         return dict(json.loads(lines[-1]))
 
