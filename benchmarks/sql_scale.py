@@ -20,6 +20,7 @@ from benchmarks.questions import FILTER, POINT, QUESTIONS, ROLL_UP, SERIES
 SIZES = {"small": 1_000, "medium": 16_000, "full": 166_000}  # series; 126.8 slices each on average
 SHARDS_A_BATCH = 16  # a million slices
 MEMORY_BYTES = 8 << 30
+KINDS = tuple(dict.fromkeys(kind for _, kind, _ in QUESTIONS))
 HELD = (POINT, SERIES, FILTER, ROLL_UP)  # kinds of questions that the target against DuckDB is about
 
 
@@ -105,7 +106,7 @@ def _ask(given: Given, uri: Path, report: Report) -> None:
         lines = ["| question | " + " | ".join(f"{name}, s" for name in engines) + " | clustering gains | open_lake / DuckDB |"]
         lines.append("|---" * (len(engines) + 3) + "|")
         gains, times = [], []
-        for title, kind, text in QUESTIONS:
+        for title, kind, text in [one for one in QUESTIONS if one[1] in given.own.kinds]:
             query = text.format(**keys)
             took, answers = {name: [] for name in engines}, {}
             for _ in range(given.repeat):
@@ -192,4 +193,5 @@ def _agree(title: str, answers: dict[str, list[tuple[Any, ...]]]) -> None:
 if __name__ == "__main__":
     options = peer.options("sql_scale", __doc__, 4)
     options.add_argument("--ask", metavar="LAKE", help="asks a lake that an earlier run built instead of building one")
+    options.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="the questions to ask")
     peer.main("sql_scale", options, bench)

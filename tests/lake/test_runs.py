@@ -63,13 +63,13 @@ def lake_of(root: Path, files: list[pa.Table]) -> tuple[Job, list[Origin]]:
     origins = []
     for number, table in enumerate(files):
         pq.write_table(table, folder / f"{number}.parquet", row_group_size=7)
-        origins.append(Origin(number, f"{number}.parquet", table.num_rows, (folder / f"{number}.parquet").stat().st_size))
+        origins.append(Origin(number, f"{number}.parquet", (folder / f"{number}.parquet").stat().st_size))
     return Job(str(root), SLICES, ("series_id", "k"), "b", str(root / "private"), BOUNDS, Limits(60_000, 16, 1 << 20)), origins
 
 
 def sort(job: Job, origins: list[Origin], tasks: int) -> tuple[list[DataFile], list[list[Any]]]:
     """What the driver does, its tasks run here; the new files and the loads."""
-    portions = [origins[number::1][:2] for number in range(0, len(origins), 2)]
+    portions = [origins[number : number + 2] for number in range(0, len(origins), 2)]
     samples = [sample for number, portion in enumerate(portions) for sample in Sampler(job)(portion, NOBODY, number)]
     cut = cuts(samples, job.bounds.cell_bytes)
     runs = [run for number, portion in enumerate(portions) for run in Scatter(job, cut)(portion, NOBODY, number)]
@@ -181,5 +181,5 @@ def test_the_short_way_gives_up_where_rows_outgrow_it(tmp_path: Path) -> None:
     assert list(Direct(job)(origins, NOBODY, 0)) == []
     assert [path.name for path in (tmp_path / "slices").iterdir() if path.name.startswith("part-")] == []
     few, _ = lake_of(tmp_path / "few", [rows_of([("b", 1)], 0), rows_of([("a", None), ("a", 0)], 1)])
-    (files,) = Direct(few)([Origin(0, "0.parquet", 1, 1), Origin(1, "1.parquet", 2, 1)], NOBODY, 0)
+    (files,) = Direct(few)([Origin(0, "0.parquet", 1), Origin(1, "1.parquet", 1)], NOBODY, 0)
     assert [row["header_json"] for row in read(few, list(files))] == ["2", "1", "0"]

@@ -190,7 +190,7 @@ def _sorted_files(lake: Lake, table: str, group: Sequence[Laid], batch_id: str) 
     """The group's rows in new files, uncommitted. Runs lie in the batch's private folder meanwhile, which a vacuum clears after a kill."""
     private = lake.folder(PRIVATE, batch_id)
     job = Job(lake.uri, TABLES[table], order(table), batch_id, f"{private}/runs", BOUNDS, LIMITS)
-    origins = [Origin(number, file.path, file.rows, file.size) for number, file in enumerate(group)]
+    origins = [Origin(number, file.path, file.size) for number, file in enumerate(group)]
     at_once, files = cores(lake.spark), parts(group)
 
     def run(step: str, pieces: Sequence[Sequence[Any]], work: Any) -> list[Any]:

@@ -50,11 +50,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Origin:
-    """A file of the group: its number in it, its path relative to the table's folder."""
+    """A file of the group: its number in it, its path relative to the table's folder, its bytes on the disk."""
 
     number: int
     path: str
-    rows: int
     size: int
 
 
