@@ -142,7 +142,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if not given.dry_run:
         check_writable(given.lake)
     if not keyless_dry_run:
-        card.check_key(given.lake, ids, create=not given.dry_run)
+        card.check_key(given.lake, ids, create=False)
     spark = session.build(f"medspark {kind.job}", settings.spark)
     session.warm_workers(spark)
     lake = Lake(spark, given.lake)

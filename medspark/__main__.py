@@ -1,4 +1,4 @@
-"""Small tools: ``python -m medspark status|sql|rerun|mlflow|compare|thrift|beeline|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
+"""Small tools: ``python -m medspark status|sql|rerun|mlflow|compare|thrift|beeline|describe-feed|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     thrift.add_argument("--database", default="lake", metavar="NAME", help="database that the tables and views are in (lake)")
     beeline = tools.add_parser("beeline", help="Spark's JDBC shell on a lake; further options are beeline's own")
     beeline.add_argument("--lake", required=True, metavar="URI")
-    demo = tools.add_parser("demo", help="slides and CT in, tables, answers and pictures out")
+    demo = tools.add_parser("demo", help="slides, CT, X-rays and photos in, tables, answers and pictures out")
+    describe = tools.add_parser("describe-feed", help="what a feed holds: its card, and a page with pictures and histograms")
+    describe.add_argument("--lake", required=True, metavar="URI")
+    describe.add_argument("--feed", required=True, metavar="NAME[@VERSION]")
+    describe.add_argument("--out", metavar="FOLDER", help="folder for index.html and its pictures (feed-NAME; 'none': the card only)")
     demo.add_argument("--out", default="demo", metavar="FOLDER")
     demo.add_argument("--data", metavar="FOLDER|embedded", help="real files to use (../shared/data where it is there, else embedded ones)")
     rerun = tools.add_parser("rerun", help="repeats a training run from what it logged, and says what came out otherwise")
@@ -68,6 +72,16 @@ def _run(given: argparse.Namespace, rest: list[str]) -> int:
 
         found = read(given.lake)
         print(json.dumps(asdict(found)) if given.json else render(found))
+        return 0
+    if given.tool == "describe-feed":
+        from pathlib import Path
+
+        from medspark.feed import describe
+
+        feed = describe.Feed.open(given.lake, given.feed)
+        print(describe.as_text(feed))
+        if given.out != "none":
+            print(f"page: {describe.write_page(feed, Path(given.out or f'feed-{feed.name}'))}")
         return 0
     if given.tool == "sql":
         from medspark.lake import session

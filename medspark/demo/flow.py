@@ -1,4 +1,4 @@
-"""The demo's seven steps, each with a number, a line and its seconds."""
+"""The demo's eight steps, each with a number, a line and its seconds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from medspark import config, deid
 from medspark.demo import pictures, questions, samples
 from medspark.keys import Ids
 from medspark.lake import card, ingest, logs, session, sql
+from medspark.lake.open import open_lake
 from medspark.lake.store import Lake
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-STEPS = 7
+STEPS = 8
 LOG = "demo.log"
 
 
@@ -80,14 +81,14 @@ def _run(folder: Path, data: str | None, spark: SparkSession | None, console: Co
         said.append(f"Spark {spark.version}, {session.cores(spark)} cores; its own messages go to {folder / LOG}")
     try:
         _ingest(steps, Lake(spark, str(lake_path)), ids, settings, inputs)
-        with steps.step("Five questions, in SQL"):
-            lake = sql.register(spark, str(lake_path))
+        with steps.step("Six questions, in SQL"):
+            sql.register(spark, str(lake_path))
             for number, question in enumerate(questions.QUESTIONS, start=1):
                 questions.show(console, number, questions.ask(spark, question))
             (folder / "questions.sql").write_text(questions.script())
             console.print()
         with steps.step("Pictures, drawn from the tables") as said:
-            said += [f"{path}  {about}" for path, about in pictures.draw(lake, folder / "pictures")]
+            said += [f"{path}  {about}" for path, about in pictures.draw(open_lake(str(lake_path)), folder / "pictures")]
     finally:
         if opened:
             spark.stop()
@@ -98,13 +99,16 @@ def _run(folder: Path, data: str | None, spark: SparkSession | None, console: Co
 
 def _ingest(steps: Steps, lake: Lake, ids: Ids, settings: config.Config, inputs: samples.Inputs) -> None:
     from medspark.labels.kind import labels_kind
+    from medspark.photos.kind import photos_kind
     from medspark.series.kind import series_kind
     from medspark.slides.kind import slides_kind
 
-    jobs: list[tuple[str, Any, tuple[tuple[str, tuple[Path, ...]], ...]]] = [
+    annotations = labels_kind(pairs=inputs.pairs, classes=inputs.classes)
+    jobs: list[tuple[str, Any, samples.Runs]] = [
         ("Slides into tiles (tile_slides)", slides_kind(), inputs.slides),
-        ("CT and MR into slices (explode_series)", series_kind(), inputs.series),
-        ("Annotations into masks per image (import_labels)", labels_kind(), inputs.labels),
+        ("CT, MR and X-rays into slices (explode_series)", series_kind(), inputs.series),
+        ("Photos (ingest_photos)", photos_kind(), inputs.photos),
+        ("Annotations of all of them into masks per image (import_labels)", annotations, (("annotations", inputs.labels),)),
     ]
     for title, kind, listed in jobs:
         with steps.step(title) as said:
@@ -125,7 +129,7 @@ def _said(summary: ingest.Summary) -> str:
     ]
     parts = [", ".join(tables) + " written"] if tables else []
     if summary.rejected:
-        parts.append(f"{summary.rejected} rejected (see question 5)")
+        parts.append(f"{summary.rejected} rejected (see question {len(questions.QUESTIONS)})")
     if summary.skipped:
         parts.append(f"{summary.skipped} files skipped: " + ("in the lake already" if not tables else "in the lake already, or no images"))
     return "; ".join(parts) or "nothing to do"
@@ -139,14 +143,19 @@ def _next(console: Console, lake: Path, folder: Path) -> None:
     query = "SELECT label, count(DISTINCT image_id) AS images, sum(area_px) AS px FROM labels GROUP BY label"
     own = [
         (job, f"/path/to/{what}")
-        for job, what in (("tile_slides", "slides"), ("explode_series", "dicom"), ("import_labels", "annotations"))
+        for job, what in (
+            ("tile_slides", "slides"),
+            ("explode_series", "dicom"),
+            ("ingest_photos", "photos"),
+            ("import_labels", "annotations"),
+        )
     ]
     console.print()
     console.print(Text("What to type next (in the project's folder)", style="bold"))
     lines = [
         ("look at the lake", f"{programs}/python -m medspark status --lake {at}"),
         ("ask it something", f'{programs}/python -m medspark sql --lake {at} "{query}"'),
-        ("the five questions' SQL", f"less {shlex.quote(str(folder / 'questions.sql'))}"),
+        ("the six questions' SQL", f"less {shlex.quote(str(folder / 'questions.sql'))}"),
         *((f"your own {path.rsplit('/', 1)[1]}", f"{programs}/spark-submit jobs/{job}.py --lake {at} --input {path}") for job, path in own),
     ]
     for what, command in lines:

@@ -1,6 +1,7 @@
 """Feeds: from a SQL cohort to batches. A feed is a frozen Delta table of ready samples, with a card that says what it is.
 
-Read in this order: `rows` (what one row holds), `card` (what a feed says of itself), `cohort`, `sample` and `write` (how it is made), `reader` (what a
+Read in this order: `rows` (what one row holds), `card` (what a feed says of itself), `build` (how it is made: `request`, `cohort`, `leaks`, `resolve`, `sample`,
+`truth`, `choose`, `order`, `write`, `table`), `describe`, `reader` (what a
 batch is), `plan` (who reads what when; pure arithmetic), `arrow` and `petastorm` (two readers, tested equal), `cache` (copies on the local
 disk), `augment`, `tfdata`.
 

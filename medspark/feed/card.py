@@ -73,6 +73,7 @@ class Card:
     recipe : what turns stored pixels into feed values, for `sample.Recipe`; travels with the model
     mean, std : per channel, over the train part's feed values
     doubles : images of equal ``pixel_hash`` under different subjects or parts
+    built_from : versions that ``tables`` named and that are gone: a subject was forgotten
     runs : input groups that each output group draws from
     """
 
@@ -96,6 +97,7 @@ class Card:
     world: int = 1
     doubles: tuple[tuple[str, ...], ...] = ()
     amended: str = ""
+    built_from: Mapping[str, int] = field(default_factory=dict)
     medspark: str = ""
     card: int = CARD_VERSION
 

@@ -12,6 +12,7 @@ from pyarrow import fs as pafs
 
 from medspark.errors import BadRequest
 from medspark.tables.catalog import SCHEMA_VERSION, TABLES
+from medspark.tables.schema import Table
 
 if TYPE_CHECKING:
     from medspark.lake.store import Lake
@@ -29,13 +30,13 @@ CLAIMS_PROPERTIES = {"delta.logRetentionDuration": "interval 1 days", "delta.del
 """Claims are renewed three times a minute and nobody asks for their past."""
 
 
-def first_commit(lake: Lake, table: str) -> None:
-    """Creates a table by its first log entry (protocol, metadata, clustering), as CREATE TABLE ... CLUSTER BY would write it.
+def first_commit(lake: Lake, table: str, definition: Table | None = None) -> None:
+    """Creates a table (of the catalogue, or of another ``definition``) by its first log entry (protocol, metadata, clustering), as CREATE TABLE ... CLUSTER BY would write it.
 
     CREATE TABLE through SQL takes about a second a table; this takes milliseconds, and two jobs that create at once agree: the log store
     writes an entry only if none is there.
     """
-    definition = TABLES[table]
+    definition = definition or TABLES[table]
     now = int(time.time() * 1000)
     features = ["appendOnly", "invariants"] + (["domainMetadata", "clustering"] if definition.cluster_by else [])
     actions: list[dict[str, Any]] = [

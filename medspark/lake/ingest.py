@@ -27,7 +27,7 @@ from medspark.config import Config
 from medspark.deid.crosswalk import Crosswalk
 from medspark.errors import UNCOUNTED_CODES, BadRequest
 from medspark.keys import Ids
-from medspark.lake import derive, kpi, link, meetings, tasks
+from medspark.lake import card, derive, kpi, link, meetings, tasks
 from medspark.lake.batch import Batch, recover_dead
 from medspark.lake.explode import Exploder, TaskResult
 from medspark.lake.files import PRIVATE
@@ -159,6 +159,7 @@ class Ingest:
         self.lake.spark.sparkContext.setJobGroup(self.run_id, f"medspark {self.kind.job}")
         if not self.request.dry_run:
             with self.summary.timed("commit"):
+                card.check_key(self.lake.uri, self.ids, create=True)  # the card comes with the tables: who is refused before leaves none
                 self.lake.ensure([*WRITES[self.kind.job], *ALWAYS])
                 self.lake.warm("claims")
                 recovered = recover_dead(self.lake, self._finisher())
@@ -168,7 +169,10 @@ class Ingest:
 
     def ledger(self) -> Ledger:
         with self.summary.timed("scan"):
-            again = damage.load(self.lake).sources(self.kind.job, self.fingerprint)
+            listed = damage.load(self.lake)
+            if listed.records and not listed.lost and not self.request.dry_run:
+                damage.clear(self.lake)  # whoever mended it did not come to this any more
+            again = listed.sources(self.kind.job, self.fingerprint)
             return Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected, self._uri, again)
 
     def close(self) -> Summary:

@@ -6,6 +6,7 @@ What the functions say is in ``medspark.pixels.functions``, what the views say i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,14 @@ NULLABLE = {"long": "Int64", "int": "Int32", "boolean": "boolean"}
 """pandas' types that hold null beside whole numbers and truth values."""
 
 
-def register(spark: SparkSession, uri: str) -> Lake:
-    """Temporary views named as the tables and views, and the functions; raises `BadRequest` where there is no lake."""
+def register(spark: SparkSession, uri: str, versions: Mapping[str, int] | None = None) -> Lake:
+    """Temporary views named as the tables and views, and the functions; raises `BadRequest` where there is no lake.
+
+    versions : table -> the version that its view shows; of the others the current one
+    """
     lake = opened(spark, uri)
     for name, definition in TABLES.items():
-        frame = lake.frame(name) if lake.exists(name) else spark.sql(empty(definition))
+        frame = lake.frame(name, (versions or {}).get(name)) if lake.exists(name) else spark.sql(empty(definition))
         frame.createOrReplaceTempView(name)
     for view in VIEWS:
         spark.sql(view.text).createOrReplaceTempView(view.name)

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # reading needs no Spark: neither `open_lake` nor `status` im
     from pyspark.sql import DataFrame, SparkSession
 
 RETRYABLE = ("Concurrent", "ProtocolChanged", "MetadataChanged", "FileAlreadyExists")
+S3 = ("s3a", "s3")  # whose client replaces a file without asking, where every other file system refuses to create it twice
 ATTEMPTS = 40  # with the pauses below about a minute: longer than any commit that another job may be making
 
 
@@ -51,6 +52,20 @@ class Lake:
         self._lock = threading.Lock()
         self._known: set[str] = set()
         self._checked: set[str] = set()
+
+    @property
+    def excludes_writers(self) -> bool:
+        """Whether no two writers can commit the same version: everywhere but on S3 without a log store that keeps them apart.
+
+        Delta's default there (S3SingleDriverLogStore) excludes the threads of one driver only; another store is taken at its word.
+        """
+        scheme = self.uri.partition("://")[0]
+        if scheme not in S3:
+            return True
+        chosen = [
+            str(self.spark.conf.get(name, "") or "") for name in (f"spark.delta.logStore.{scheme}.impl", "spark.delta.logStore.class")
+        ]
+        return any(name and not name.endswith("S3SingleDriverLogStore") for name in chosen)
 
     # ---- paths and files
 
@@ -120,8 +135,9 @@ class Lake:
             dataset = pads.dataset(paths, schema=schema, format="parquet", filesystem=self.filesystem)
             yield from dataset.to_batches(columns=list(columns), filter=where)
 
-    def frame(self, table: str) -> DataFrame:
-        return self.spark.read.format("delta").load(self.path(table))
+    def frame(self, table: str, version: int | None = None) -> DataFrame:
+        reader = self.spark.read.format("delta")
+        return (reader if version is None else reader.option("versionAsOf", str(version))).load(self.path(table))
 
     # ---- creation
 
@@ -154,6 +170,7 @@ class Lake:
         metadata: str = "",
         reads: bool = False,
         data_change: bool = True,
+        properties: Mapping[str, str] | None = None,
     ) -> int | None:
         """One Delta transaction: adds files (and removes some); retried on conflict. Returns the version, None when nothing was to be done.
 
@@ -161,6 +178,7 @@ class Lake:
         app : idempotence and fencing: a transaction with this application id commits at most once in the table's life
         reads : the transaction read the whole table, so any concurrent change conflicts and it is built again
         data_change : False where the same rows only move into other files
+        properties : of the table, set in the same commit
         """
         spark, jvm = self.spark, self.spark._jvm
         delta = jvm.org.apache.spark.sql.delta
@@ -177,7 +195,7 @@ class Lake:
             if reads:
                 transaction.readWholeTable()
             adds, removes = build(transaction.readVersion()) if callable(build) else (build, ())
-            if not adds and not removes and app is None:
+            if not adds and not removes and app is None and not properties:
                 return None
             actions = jvm.java.util.ArrayList()
             if app is not None:
@@ -188,9 +206,13 @@ class Lake:
                 actions.add(delta.actions.Action.fromJson(file.add(data_change)))
             for file in removes:
                 actions.add(delta.actions.Action.fromJson(file.remove(data_change)))
+            if properties:
+                said = json.loads(transaction.metadata().json())
+                said["metaData"]["configuration"] = {**said["metaData"].get("configuration", {}), **properties}
+                actions.add(delta.actions.Action.fromJson(json.dumps(said)))
             none = jvm.scala.Option.empty()
-            said = jvm.scala.Option.apply(metadata) if metadata else none
-            write = getattr(delta, "DeltaOperations$Write")(jvm.org.apache.spark.sql.SaveMode.Append, none, none, said)
+            user = jvm.scala.Option.apply(metadata) if metadata else none
+            write = getattr(delta, "DeltaOperations$Write")(jvm.org.apache.spark.sql.SaveMode.Append, none, none, user)
             sequence = jvm.scala.jdk.javaapi.CollectionConverters.asScala(actions).toSeq()
             return int(transaction.commit(sequence, write))
 

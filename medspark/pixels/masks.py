@@ -37,6 +37,15 @@ def _packed(raw: bytes) -> bytes:
     return bytes(memoryview(_compressor().compress(raw)))
 
 
+def count_planes(data: bytes, planes: int, count: int) -> list[int]:
+    """Pixels set in each of several planes of ``count`` pixels that are packed one after the other (`medspark.feed.rows.pack_masks`).
+
+    Raises ValueError when the bytes hold another number of pixels.
+    """
+    raw = _inflate(data, (planes * count + 7) // 8)
+    return [int(plane.sum()) for plane in np.unpackbits(raw, count=planes * count).reshape(planes, count)]
+
+
 def inside(data: bytes, rows: int, cols: int) -> np.ndarray:
     """(rows, cols) bool of a mask of either codec, told apart by how many bytes it holds; fractions count from one half on.
 

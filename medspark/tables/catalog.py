@@ -450,6 +450,11 @@ SPLITS = table(
         c("part", "string", "train, val, test, ..."),
         c("seed", "long", "seed of the split"),
         c("stratum", "string?", "stratum the unit was drawn from"),
+        c(
+            "definition",
+            "string?",
+            "what the split was asked for beside unit and seed (JSON): parts with their shares, or the column they came from",
+        ),
     ],
 )
 

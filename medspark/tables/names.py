@@ -12,6 +12,9 @@ from medspark.keys import Ids
 DOUBLE_EXTENSIONS = (".nii.gz", ".ome.tiff", ".ome.tif")
 """Extensions of two parts that are cut as one."""
 
+MASK_NAMES = r"(?i)[-_.](mask|seg|segmentation|labels?)(\.[A-Za-z]+)+$"
+"""File names that say that a picture or volume is a mask: ``lesion1_mask.png``, ``case7_seg.nii.gz``."""
+
 
 def basename(uri: str) -> str:
     """Last part of a path, URI or archive member (``archive.zip!folder/file``); a trailing slash is left out."""
@@ -45,3 +48,11 @@ def file_token(ids: Ids, uri: str) -> str:
 def folder_token(ids: Ids, uri: str) -> str:
     """Token of the name of the file's folder."""
     return ids.token(folder(uri))
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def plain_name(text: str | None) -> bool:
+    """Whether a name that people give (of a split, a part, a feed) is safe in paths, SQL and tables."""
+    return text is not None and _PLAIN.fullmatch(text) is not None

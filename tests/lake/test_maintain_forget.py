@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from medspark.errors import BadRequest
+from medspark.feed import write
+from medspark.feed.card import Card, ImageSpec, PartCounts, PartFile, parse
+from medspark.feed.rows import pack_masks
+from medspark.feed.table import TABLE, commit
+from medspark.labels.kind import labels_kind
 from medspark.lake import pins
 from medspark.lake.batch import Batch
+from medspark.lake.create import first_commit
 from medspark.lake.files import DataFile
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import feeds, forget
 from medspark.lake.upkeep.proof import Seeker
+from medspark.photos.kind import photos_kind
 from tests.lake import harness
 from tests.lake.patients import two_patients, upkeep
+from tests.phantoms import photos
 from tests.phantoms import series as phantoms
 
 
@@ -54,16 +66,42 @@ def others(lake: Path, subject: str, said: set[str]) -> dict[str, list[str]]:
 
 
 def feed(spark: Any, lake: Path, name: str) -> None:
-    """A feed as a Delta table of plain Parquet with a card, two row groups of which one is mixed."""
-    rows = harness.table(lake, "slices").select(["image_id", "subject_key"]).sort_by("image_id")
-    folder = lake / "feeds" / name
-    spark.createDataFrame([], "image_id string, subject_key string").write.format("delta").save(str(folder))
-    with pq.ParquetWriter(folder / "part-0.parquet", rows.schema) as writer:
-        writer.write_table(rows.slice(0, 2))
-        writer.write_table(rows.slice(2))
-    here = Lake(spark, str(lake))
-    here.transact(f"feeds/{name}", [DataFile("part-0.parquet", (folder / "part-0.parquet").stat().st_size, rows.num_rows, "")])
-    (folder / "card.json").write_text(json.dumps({"tables": {"slices": here.snapshot("slices").version()}, "files": ["part-0.parquet"]}))
+    """A feed of all slices, two row groups of which one is mixed; every sample shows one pixel of its one class."""
+    folder, here = lake / "feeds" / name, Lake(spark, str(lake))
+    first_commit(here, f"feeds/{name}", TABLE)
+    rows = harness.table(lake, "slices").select(["image_id", "subject_key", "dataset", "series_id"]).sort_by("image_id").to_pylist()
+    one = np.zeros((1, 2, 2), bool)
+    one[0, 0, 0] = True
+    fixed = {"part": "train", "row0": 0, "col0": 0, "k": -1, "weight": 1.0, "target": [1.0], "image": b"-"}
+    fixed["mask"] = pack_masks(one, np.ones((2, 2), bool))
+    samples = [{**row, **fixed, "row_id": row["image_id"], "parent_id": row["series_id"]} for row in rows]
+    collected: list[pq.FileMetaData] = []
+    with write.new_writer(folder / "part-0.parquet", collected) as writer:
+        for part in (samples[:2], samples[2:]):
+            writer.write_table(write.to_table(part), row_group_size=len(part))
+    data = (folder / "part-0.parquet").read_bytes()
+    digest, groups = hashlib.sha256(data).hexdigest(), (2, len(samples) - 2)
+    counts = PartCounts(len(rows), len(rows), 2, {"nodule": len(rows)}, {"nodule": 0}, {"nodule": len(rows)}, 4 * len(rows))
+    card = Card(
+        name=name,
+        task="segmentation",
+        labels=("nodule",),
+        exclusive=False,
+        image=ImageSpec("image", (2, 2, 1), "uint8", "blosc2", ("value",)),
+        query=f"SELECT image_id FROM slices WHERE subject_key <> '{rows[0]['subject_key']}'",
+        tables={"slices": here.snapshot("slices").version()},
+        split={},
+        within_subject=False,
+        seed=0,
+        options={},
+        recipe={},
+        parts={"train": counts},
+        mean=(0.0,),
+        std=(1.0,),
+        files=(PartFile("part-0.parquet", "train", len(data), digest, groups),),
+        doubles=(tuple(row["image_id"] for row in rows[:3]), tuple(row["image_id"] for row in rows)),
+    )
+    commit(here, card, [DataFile("part-0.parquet", len(data), len(samples), "")], "run")
 
 
 @pytest.mark.spark
@@ -111,8 +149,15 @@ def test_nothing_of_the_subject_is_left_and_nothing_of_the_others_is_lost(spark:
         if table not in ("rejected",):
             assert after[table] == before[table], table
     card = json.loads((lake / "feeds" / "lungs" / "card.json").read_text())
-    kept = pq.ParquetFile(lake / "feeds" / "lungs" / card["files"][0])
-    assert kept.metadata.num_rows == 3 and card["files"] == [card["files"][0]] and card["tables"] == {}
+    assert json.loads(Lake(None, str(lake)).snapshot("feeds/lungs").metadata().configuration["medspark.card"]) == card  # type: ignore[arg-type]
+    after_all = parse(json.dumps(card))
+    (left,) = after_all.files
+    kept = pq.ParquetFile(lake / "feeds" / "lungs" / left.path)
+    assert kept.metadata.num_rows == left.rows == 3 and after_all.tables == {} and after_all.built_from and after_all.amended
+    assert [kept.metadata.row_group(group).num_rows for group in range(kept.num_row_groups)] == list(left.row_groups)
+    assert hashlib.sha256((lake / "feeds" / "lungs" / left.path).read_bytes()).hexdigest() == left.sha256
+    assert after_all.parts["train"] == PartCounts(3, 3, 1, {"nodule": 3}, {"nodule": 0}, {"nodule": 3}, 12)
+    assert all(1 < len(group) <= 3 for group in after_all.doubles)
     assert spark.read.format("delta").load(str(lake / "feeds" / "lungs")).count() == 3
     # The lake is sound, and goes on.
     assert upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"] == []
@@ -128,6 +173,58 @@ def test_nothing_of_the_subject_is_left_and_nothing_of_the_others_is_lost(spark:
     assert summary.written["slices"] == 3, "the originals bring the subject back: they are named for that reason"
     harness.keys_unique(lake)
     assert harness.rows(lake, "claims") == []
+
+
+@pytest.mark.spark
+def test_a_photo_goes_with_what_was_drawn_on_it(spark: Any, tmp_path: Path) -> None:
+    """By a mask, an outline, a table, a document of several photos, and in a zip; what names others' photos stays, and so does what waits."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("p1-a.png", "p1-b.png", "p2-a.png"):
+        (folder / name).write_bytes(photos.png(photos.picture(seed=len(name) + ord(name[3]))))
+    with zipfile.ZipFile(folder / "jones.zip", "w") as made:
+        made.writestr("x/p1-z.png", photos.png(photos.picture(seed=20)))
+        made.writestr("x/readme-p1.png", b"no picture")
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    drawn = (photos.picture()[..., 0] > 100).astype(np.uint8)
+    for name in ("p1-a_mask.png", "p2-a_mask.png"):
+        Image.fromarray(drawn).save(labels / name)
+    square = {"type": "Polygon", "coordinates": [[[5, 5], [15, 5], [15, 10], [5, 10], [5, 5]]]}
+    (labels / "p1").mkdir()
+    (labels / "p1" / "notes-on-jones.json").write_text("{}")  # refused, in a folder in which all else is about him
+    (labels / "p1" / "p1-b.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {}}))
+    (labels / "both.csv").write_text("image,label,x,y,width,height\np1-a.png,box,1,2,3,4\np2-a.png,box,1,2,3,4\nx/p1-z.png,box,2,2,2,2\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Image.fromarray(drawn).save(elsewhere / "p1-a_mask.png")
+    lake = tmp_path / "lake"
+    harness.run(spark, lake, [folder], photos_kind(), subject_pattern="^(p[0-9])")
+    harness.run(spark, lake, [labels], labels_kind("auto", None, None, explicit_dataset=False))
+    harness.run(spark, lake, [elsewhere], labels_kind("auto", None, None, explicit_dataset=True), dataset="elsewhere")
+    counts = {table: len(harness.rows(lake, table)) for table in ("photos", "labels", "regions", "planes")}
+    assert counts == {"photos": 4, "labels": 6, "regions": 4, "planes": 3}
+    by_name = {Path(row["uri"]).name: row["source_id"] for row in harness.rows(lake, "sources") if row["dataset"] == "test"}
+    whose = {row["source_id"]: row["subject_key"] for row in harness.rows(lake, "photos")}
+    jones = whose[by_name["p1-a.png"]]
+    assert [key == jones for key in map(whose.get, map(by_name.get, ("p1-b.png", "p1-z.png", "p2-a.png")))] == [True, True, False]
+
+    done = upkeep(spark, lake, forget=jones)["forgotten"]
+    assert {table: done["rows"].get(table, 0) for table in ("photos", "pixels", "labels", "regions", "planes")} == {
+        "photos": 3,
+        "pixels": 3,
+        "labels": 4,
+        "regions": 3,
+        "planes": 1,
+    }
+    left = {(row["dataset"], Path(row["uri"]).name) for row in harness.rows(lake, "sources") if row["job"] != "link_labels"}
+    assert left == {("test", "p2-a.png"), ("test", "p2-a_mask.png"), ("test", "both.csv"), ("elsewhere", "p1-a_mask.png")}
+    assert {row["subject_key"] for row in harness.rows(lake, "labels")} == {whose[by_name["p2-a.png"]]}
+    assert [row["ref_dataset"] for row in harness.rows(lake, "planes")].count("elsewhere") == 1, "it waits for another data set's photo"
+    assert holding(lake, {jones, "jones", *(by_name[name] for name in ("p1-a.png", "p1-b.png", "p1-z.png", "p1-a_mask.png"))}) == set()
+    assert upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"] == []
+    assert harness.run(spark, lake, [folder], photos_kind(), subject_pattern="^(p[0-9])").written["photos"] == 3
+    assert harness.run(spark, lake, [labels], labels_kind("auto", None, None, explicit_dataset=False)).written["labels"] == 2
 
 
 class Killed(BaseException):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,6 +17,11 @@ from pyarrow import fs as pafs
 from medspark.lake import pins
 from medspark.lake.files import DataFile, statistics
 from medspark.lake.store import Lake
+from medspark.pixels import masks
+
+CARD = "medspark.card"
+"""Property of a feed's table: the card that belongs to the version."""
+AMENDED = "a subject was removed after the feed was built; mean and std are those of the feed as it was built"
 
 
 def feeds(lake: Lake) -> list[str]:
@@ -24,11 +32,12 @@ def feeds(lake: Lake) -> list[str]:
 
 
 def remove(lake: Lake, name: str, subject: str, images: set[str], batch_id: str) -> bool:
-    """Removes the subject from a feed, row groups as they were; its card names the new files. Whether it held any."""
+    """Removes the subject from a feed, row groups as they were; its card follows in the same commit. Whether it held any."""
     columns = {"subject_key": {subject}, "image_id": images}
     held = {column: pa.array(sorted(values), pa.string()) for column, values in columns.items()}
     new: list[DataFile] = []
     old: list[DataFile] = []
+    instead: dict[str, DataFile | None] = {}
     for action in lake.actions(name):
         with lake.filesystem.open_input_file(action["path"]) as stream:
             file = pq.ParquetFile(stream)
@@ -37,15 +46,97 @@ def remove(lake: Lake, name: str, subject: str, images: set[str], batch_id: str)
             if all(pc.all(kept).as_py() for kept in groups):
                 continue
             old.append(DataFile(action["relative"], action["size_bytes"], action["num_records"] or 0, ""))
+            instead[action["relative"]] = None
             if any(pc.any(kept).as_py() for kept in groups):
                 path = f"part-{batch_id}-{len(new):05d}.parquet"
                 new.append(copy_file(lake, f"{name}/{path}", path, file, groups))
+                instead[action["relative"]] = new[-1]
+    card = read_card(lake, name)
     if old:
         if lake.snapshot(name).metadata().partition_columns:
             raise RuntimeError(f"{name} is partitioned, which no feed of medspark is; nothing of it was changed")
-        lake.transact(name, lambda version: (new, old), metadata=lake.user_metadata(forgotten=True))
-    _amend_card(lake, name)  # also where a run was killed between the feed and its card
+        said = {} if card is None else {CARD: dumped(amended(lake, name, card, instead, {subject, *images}))}
+        lake.transact(name, lambda version: (new, old), metadata=lake.user_metadata(forgotten=True), properties=said)
+    text = lake.snapshot(name).metadata().configuration.get(CARD)
+    if text is not None and card is not None and dumped(card) != text:  # also where a run was killed between the feed and its card
+        write_card(lake, lake.folder(name, pins.CARD), json.loads(text))
     return bool(old)
+
+
+def read_card(lake: Lake, name: str) -> dict[str, Any] | None:
+    """The card beside the files; None where there is none."""
+    path = lake.folder(name, pins.CARD)
+    if lake.filesystem.get_file_info(path).type != pafs.FileType.File:
+        return None
+    with lake.filesystem.open_input_stream(path) as stream:
+        found: dict[str, Any] = json.loads(stream.read())
+    return found
+
+
+def amended(
+    lake: Lake, name: str, card: dict[str, Any], instead: Mapping[str, DataFile | None], forgotten: Collection[str]
+) -> dict[str, Any]:
+    """The card of a feed of which files were replaced: its files and what its parts hold. What was measured over all of them stays.
+
+    instead : path of a file that goes -> the one in its place, None where no row was left
+    forgotten : keys and ids that may not stand in it
+    """
+    files = []
+    for file in card["files"]:
+        if file["path"] not in instead:
+            files.append(file)
+        elif (copy := instead[file["path"]]) is not None:
+            with lake.filesystem.open_input_stream(lake.folder(name, copy.path)) as stream:
+                data = stream.read()
+            metadata = pq.read_metadata(pa.BufferReader(data))
+            groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            digest = hashlib.sha256(data).hexdigest()
+            files.append({**file, "path": copy.path, "bytes": copy.size, "sha256": digest, "row_groups": groups})
+    doubles = [[image for image in group if image not in forgotten] for group in card.get("doubles", ())]
+    query = card.get("query", "")
+    for word in forgotten:
+        query = query.replace(word, "(removed)")
+    return {
+        **card,
+        "files": files,
+        "parts": {part: _counts(lake, name, card, [file for file in files if file["part"] == part]) for part in card["parts"]},
+        "doubles": [group for group in doubles if len(group) > 1],
+        "query": query,
+        "amended": AMENDED,
+    }
+
+
+def _counts(lake: Lake, name: str, card: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`medspark.feed.card.PartCounts` of a part, from its rows; payload columns but the masks are not read."""
+    labels, px = card["labels"], math.prod(card["image"]["shape"][:-1])
+    rows, images, subjects = 0, set[str](), set[str]()
+    positives, negatives = dict.fromkeys(labels, 0), dict.fromkeys(labels, 0)
+    pixels = np.zeros(len(labels) + 1, np.int64)
+    for entry in files:
+        with lake.filesystem.open_input_file(lake.folder(name, entry["path"])) as stream:
+            file = pq.ParquetFile(stream)
+            for group in range(file.num_row_groups):
+                read = file.read_row_group(group, columns=["image_id", "subject_key", "target", "mask"])
+                rows += read.num_rows
+                images.update(read.column("image_id").to_pylist())
+                subjects.update(read.column("subject_key").to_pylist())
+                for target in read.column("target").to_pylist():
+                    for label, value in zip(labels, target, strict=True):
+                        positives[label] += value == 1
+                        negatives[label] += value == 0
+                for mask in read.column("mask").to_pylist():
+                    if mask:
+                        pixels += masks.count_planes(mask, len(labels) + 1, px)
+    positive_px = dict(zip(labels, pixels[:-1].tolist(), strict=True)) if card["task"] == "segmentation" else {}
+    return {
+        "rows": rows,
+        "images": len(images),
+        "subjects": len(subjects),
+        "positives": positives,
+        "negatives": negatives,
+        "positive_px": positive_px,
+        "known_px": int(pixels[-1]),
+    }
 
 
 def kept_rows(rows: pa.Table, held: dict[str, pa.Array]) -> pa.ChunkedArray:
@@ -72,22 +163,23 @@ def copy_file(lake: Lake, path: str, relative: str, file: pq.ParquetFile, groups
     return DataFile(relative, size, collected[0].num_rows, statistics(collected[0], file.schema_arrow.names))
 
 
-def _amend_card(lake: Lake, name: str) -> None:
-    """The card's file list (``files``) follows the feed's current version; that it was amended is said."""
-    path = lake.folder(name, pins.CARD)
-    if lake.filesystem.get_file_info(path).type != pafs.FileType.File:
+def unpinned(lake: Lake, name: str) -> None:
+    """No version of a table that the feed was made from is there any more: its card says so, beside it and in its properties."""
+    card = read_card(lake, name)
+    if card is None:
         return
-    with lake.filesystem.open_input_stream(path) as stream:
-        card = json.loads(stream.read())
-    live = [action["relative"] for action in lake.actions(name)]
-    listed = card.get("files")
-    if isinstance(listed, list) and set(listed) != set(live):
-        card["files"] = [file for file in listed if file in live] + [file for file in live if file not in listed]
-        card["amended"] = "a subject was removed after the feed was built"
-        write_card(lake, path, card)
+    said = {**card, "built_from": {**card.get("built_from", {}), **card.get("tables", {})}, "tables": {}}
+    if lake.exists(name) and CARD in lake.snapshot(name).metadata().configuration:
+        lake.transact(name, [], metadata=lake.user_metadata(unpinned=True), properties={CARD: dumped(said)})
+    write_card(lake, lake.folder(name, pins.CARD), said)
+
+
+def dumped(said: Mapping[str, Any]) -> str:
+    """As `medspark.feed.card.Card.to_json` writes it."""
+    return json.dumps(said, sort_keys=True, allow_nan=False)
 
 
 def write_card(lake: Lake, path: str, said: dict[str, Any]) -> None:
     with lake.filesystem.open_output_stream(f"{path}.tmp") as stream:
-        stream.write(json.dumps(said, sort_keys=True).encode())
+        stream.write(dumped(said).encode())
     lake.filesystem.move(f"{path}.tmp", path)

@@ -7,7 +7,6 @@ is searched (`proof`). The private file goes last: a run that was killed anywher
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -213,11 +212,7 @@ def _unpin(lake: Lake) -> list[str]:
             continue
         gone.append(pin.name)
         if pin.name.startswith("feed:"):
-            path = pins.cards(lake)[pin.name.removeprefix("feed:")]
-            with lake.filesystem.open_input_stream(path) as stream:
-                card = json.loads(stream.read())
-            card["built_from"], card["tables"] = card.get("tables", {}), {}
-            feeds.write_card(lake, path, card)
+            feeds.unpinned(lake, f"{pins.FEEDS}/{pin.name.removeprefix('feed:')}")
         else:
             pins.unpin(lake, pin.name)
     return gone
