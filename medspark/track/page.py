@@ -30,6 +30,22 @@ PICTURE_PX = 1100  # longer side of a picture on the page
 UNSHOWN = ("system/", "kpi/", "test/", "machine", "reader/", "cache/")
 FIRST = ("epoch/val_dice", "epoch/val_auc", "epoch/val_accuracy", "epoch/val_loss", "epoch/loss", "loss")
 """Curves in this order, then the others of the validation by name; the rest is folded away."""
+MEASURES = (
+    "auc",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "f1",
+    "dice",
+    "series_dice",
+    "iou",
+    "hd95_mm",
+    "series_hd95_mm",
+    "lesion_f1_pooled",
+    "ece",
+    "brier",
+)
+"""Results in this order; the others are folded away."""
 SEEDS = frozenset({"seed"})  # runs that differ in these parameters alone are repetitions of one another
 LOW, HIGH = "_low", "_high"  # ends of an interval: test/dice, test/dice_low, test/dice_high
 STATUS = {"FINISHED": "finished", "RUNNING": "running", "FAILED": "failed", "KILLED": "interrupted", "SCHEDULED": "waiting"}
@@ -157,9 +173,14 @@ def split_params(runs: Sequence[Shown]) -> tuple[dict[str, str], list[str]]:
 
 
 def results(runs: Sequence[Shown]) -> dict[str, list[Interval]]:
-    """Measure -> one value for each run that has it: ``test/`` metrics with their intervals, or the last of validation where there is none."""
-    tested = sorted({name for run in runs for name in run.metrics if name.startswith("test/") and not name.endswith((LOW, HIGH))})
-    names = tested or [name for name in FIRST if name.startswith("epoch/val_") and any(name in run.metrics for run in runs)]
+    """Measure -> one value for each run that has it: ``test/`` metrics with their intervals, or the last of validation where there is none.
+
+    The measures of `MEASURES` stand first, over all labels before those of single ones.
+    """
+    tested = {name for run in runs for name in run.metrics if name.startswith("test/") and not name.endswith((LOW, HIGH))}
+    names = sorted(tested, key=_rank) or [
+        name for name in FIRST if name.startswith("epoch/val_") and any(name in run.metrics for run in runs)
+    ]
     return {
         name: [
             Interval(run.name, run.metrics[name], run.metrics.get(name + LOW), run.metrics.get(name + HIGH), place)
@@ -168,6 +189,16 @@ def results(runs: Sequence[Shown]) -> dict[str, list[Interval]]:
         ]
         for name in names
     }
+
+
+def _rank(name: str) -> tuple[bool, int, str]:
+    measure, _, label = name.removeprefix("test/").partition("/")
+    return bool(label), MEASURES.index(measure) if measure in MEASURES else len(MEASURES), name
+
+
+def _leads(name: str) -> bool:
+    """Whether a measure is shown at once."""
+    return name.startswith("epoch/") or _rank(name)[1] < len(MEASURES)
 
 
 def _run_table(runs: Sequence[Shown], differing: Sequence[str]) -> str:
@@ -190,6 +221,19 @@ def _results(runs: Sequence[Shown]) -> str:
     if not found:
         return ""
     tested = next(iter(found)).startswith("test/")
+    first = {name: values for name, values in found.items() if _leads(name)} or found
+    rest = {name: values for name, values in found.items() if name not in first}
+    said = (
+        "Test part; 95 % intervals over subjects where they were computed."
+        if tested
+        else "Last epoch, validation part; no test was evaluated yet."
+    )
+    more = f"<details><summary>{len(rest)} further measures</summary>{_measured(runs, rest)}</details>" if rest else ""
+    return f"<h2>Results</h2><p>{said}</p>{_measured(runs, first)}{more}"
+
+
+def _measured(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) -> str:
+    """A table of runs and measures, and a drawing for each measure."""
     head = ["run", *(escape(_plain(name)) for name in found)]
     rows = []
     for place, run in enumerate(runs):
@@ -199,12 +243,7 @@ def _results(runs: Sequence[Shown]) -> str:
     drawn = "".join(
         f"<figure><figcaption>{escape(_plain(name))}</figcaption>{charts.intervals(values)}</figure>" for name, values in found.items()
     )
-    said = (
-        "Test part; 95 % intervals over subjects where they were computed."
-        if tested
-        else "Last epoch, validation part; no test was evaluated yet."
-    )
-    return f'<h2>Results</h2><p>{said}</p>{_table(head, rows)}<div class="grid-of">{drawn}</div>'
+    return f'{_table(head, rows)}<div class="grid-of">{drawn}</div>'
 
 
 def repeated(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) -> dict[str, dict[str, str]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medspark.errors import BadRequest
+from medspark.lake import owner
 from medspark.lake.files import locate
 from medspark.track.identity import Identity
 from medspark.track.machine import Machine
@@ -32,6 +33,7 @@ LONGEST_PARAM, LONGEST_TAG = 6000, 8000  # MLflow cuts or refuses what is longer
 AWAY = frozenset({"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST", "DEADLINE_EXCEEDED", "ABORTED"})
 """MLflow's codes behind which a server may be well again (a locked SQLite file is BAD_REQUEST, a proxy's 502 INTERNAL_ERROR)."""
 KIND_TAG = "mlflow.experimentKind"  # the UI then shows the pages for training, not those for chats
+OLD_S = 30 * 86_400.0  # a folder of another boot or machine: no run takes a month
 REPEATS = "MEDSPARK_REPEATS"  # environment: the run that this one repeats (`medspark rerun`)
 REPEAT = "repeat.json"  # artifact of every run: job, options, settings
 
@@ -126,6 +128,7 @@ def begin(
     tracker.text(json.dumps(repeat, indent=1), REPEAT)
     tracker.close()
     deliver(uri)
+    sweep()
     return str(run.info.run_id)
 
 
@@ -347,7 +350,20 @@ def _waiting() -> Path:
 
 
 def _note(folder: Path, uri: str, run_id: str) -> None:
-    (folder / "run.json").write_text(json.dumps({"uri": uri, "run_id": run_id}))
+    (folder / "run.json").write_text(json.dumps({"uri": uri, "run_id": run_id, "owner": str(owner.current())}))
+
+
+def sweep() -> int:
+    """Removes copies of files that killed processes were to send (they show pixels); returns the number of folders."""
+    done = 0
+    for note in _waiting().glob("*/run.json"):
+        if (note.parent / LEFT).exists():
+            continue
+        old = time.time() - note.stat().st_mtime > OLD_S
+        if old or owner.Owner.parse(json.loads(note.read_text())["owner"]).dead():
+            shutil.rmtree(note.parent, ignore_errors=True)
+            done += 1
+    return done
 
 
 def deliver(uri: str) -> int:

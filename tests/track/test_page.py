@@ -53,6 +53,13 @@ def test_what_differs_is_in_the_table_and_the_rest_is_said_once() -> None:
     assert text == page.html("segmentation: disc", two), "the same runs give the same page"
 
 
+def test_the_measures_that_matter_stand_first_and_the_rest_is_folded_away() -> None:
+    run = shown(metrics={"test/zeal": 1.0, "test/dice/disc": 0.7, "test/iou": 0.6, "test/dice": 0.8, "test/auc": 0.9})
+    assert list(page.results([run])) == ["test/auc", "test/dice", "test/iou", "test/zeal", "test/dice/disc"]
+    text = page.html("x", [run])
+    assert "1 further measures" in text and text.index("<th>dice</th>") < text.index("further measures") < text.index("<th>zeal</th>")
+
+
 def test_runs_that_differ_in_their_seed_alone_are_taken_together() -> None:
     three = [shown(f"s{seed}", params={"rate": "0.1", "seed": str(seed)}, metrics={"test/dice": 0.7 + 0.1 * seed}) for seed in range(3)]
     other = shown("other", params={"rate": "0.2", "seed": "0"})
