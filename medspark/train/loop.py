@@ -309,7 +309,7 @@ class Run:
         if self.watch.over(self.settings.stop_after):
             state.stopped = f"no progress of validation {self.monitor} for {self.settings.stop_after} epochs"
         if self._leads:
-            read: dict[str, float] = getattr(self.training, "metrics", dict)()  # seconds waited for the store, hits of the cache, ...
+            read = self.training.metrics()  # seconds waited for the store, hits of the cache, ...
             said = {**measured, **{name if "/" in name else f"reader/{name}": value for name, value in read.items()}}
             self.tracker.metrics({f"epoch/{name}": value for name, value in said.items() if np.isfinite(value)}, state.epoch)
             log.info("epoch %d of %d", state.epoch + 1, self.plan.epochs, extra={"said": {"measures": _rounded(measured)}})
@@ -379,7 +379,7 @@ class Run:
 
     def _note_bad(self) -> None:
         """What readers could not decode and what was left out here, by name."""
-        found = {**self.bad, **getattr(self.training, "bad", {}), **getattr(self.validation, "bad", {})}
+        found = {**self.bad, **self.training.bad, **(self.validation.bad if self.validation is not None else {})}
         new = {row: reason for row, reason in found.items() if row not in self.state.bad}
         for row, reason in list(new.items())[:NAMED_ROWS]:
             log.warning("row %s takes no part: %s", row, reason)

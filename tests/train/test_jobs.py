@@ -17,7 +17,7 @@ import pytest
 
 from medspark.feed.card import PartFile
 from medspark.train import checkpoint
-from tests.phantoms.feeds import Made, _commit
+from tests.phantoms.feeds import Made, commit
 from tests.train.memory_reader import phantom
 from tests.train.test_launch import gone
 
@@ -52,7 +52,7 @@ def torn(made: Made, within_subject: bool) -> None:
     for file in made.card.files_of("val"):
         (folder / file.path).unlink()
     parts = {**made.card.parts, "val": made.card.parts["train"]}
-    _commit(folder, replace(made.card, files=tuple(files), parts=parts, within_subject=within_subject))
+    commit(folder, replace(made.card, files=tuple(files), parts=parts, within_subject=within_subject))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,7 @@ def test_a_killed_driver_leaves_no_rank_and_its_run_goes_on(tmp_path: Path) -> N
     (folder,) = runs.iterdir()
     ranks = [json.loads(path.read_text())["pid"] for path in folder.glob("ranks/*/*.json")]
     assert len(ranks) == 2
-    until = time.monotonic() + 20
-    while not all(map(gone, ranks)):
-        assert time.monotonic() < until, "ranks outlive their driver"
-        time.sleep(0.2)
+    assert all(map(gone, ranks)), "ranks outlive their driver"
     assert checkpoint.Checkpoints(str(folder)).newest() is not None
     said, _ = run("train_segmenter", tmp_path, "--resume", folder.name, submit=True)
     assert 0 < said["resumed_at"] < 48 and said["updates"] == 48 and said["epochs"] == 12

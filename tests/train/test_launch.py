@@ -20,12 +20,17 @@ from tests.train.rank_work import Trouble
 STALL_S = 8.0
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
-    except OSError:
-        return True
+def gone(pid: int, within_s: float = 30.0) -> bool:
+    """Whether a process ends within that time: Horovod gives a process five seconds to end by itself, and kills it then."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X"):
+                return True
+        except OSError:
+            return True
+        time.sleep(0.2)
+    return False
 
 
 @pytest.mark.spark
