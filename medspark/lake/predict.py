@@ -66,6 +66,19 @@ class Model(Protocol):
         """Slices on either side that it looks at."""
         ...
 
+    @property
+    def depth(self) -> int:
+        """0; or the planes of the volume that it looks at as a whole, slices being all of one (series, t)."""
+        ...
+
+    def planes(self, count: int) -> list[int]:
+        """Which of a volume's ``count`` slices are its ``depth`` planes; -1 is padding, the last slice again."""
+        ...
+
+    def volume(self, planes: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> Any:
+        """float32 (depth, rows, cols, L) at the stored size, or (L,), of a volume's stored planes and their rows."""
+        ...
+
     def neighbours(self, place: int, ks: Sequence[int]) -> list[int]:
         """The 2 * context + 1 slices that slice ``place`` is seen with; ``ks``: places along the normal, ascending."""
         ...
@@ -144,7 +157,14 @@ def _there(lake: Lake, model: Model, request: Request) -> DataFrame:
     if model.task == "segmentation":
         mine = (fn.col("source") == "model") & (fn.col("annotator") == model.name) & (fn.col("round") == request.round)
         return frame.where(mine & (fn.col("target") == "image")).select(fn.col("target_id").alias("image_id")).distinct()
-    return frame.where((fn.col("model_uri") == model.uri) & (fn.col("target") == "image")).select("image_id").distinct()
+    there = frame.where((fn.col("model_uri") == model.uri) & (fn.col("target") == "image")).select("image_id").distinct()
+    if not model.depth or not lake.exists("slices"):
+        return there
+    # A volume's classes stand at its middle slice, and are said of all of them.
+    slices = lake.frame("slices").select("image_id", "series_id", "t")
+    return slices.join(slices.join(there, "image_id").select("series_id", "t").distinct(), ["series_id", "t"], "left_semi").select(
+        "image_id"
+    )
 
 
 # ---- the plan
@@ -152,7 +172,8 @@ def _there(lake: Lake, model: Model, request: Request) -> DataFrame:
 
 def _plan(lake: Lake, model: Model, left: DataFrame, total: int, request: Request, stage: str) -> dict[int, tuple[int, int]]:
     """Writes the pieces of the images into the stage; returns chunk -> (images, pieces)."""
-    frames = [frame for frame in (_slices(lake, left, model.context), _tiles(lake, left), _photos(lake, left)) if frame is not None]
+    found = [_volumes(lake, left)] if model.depth else [_slices(lake, left, model.context), _tiles(lake, left), _photos(lake, left)]
+    frames = [frame for frame in found if frame is not None]
     if not frames:
         raise BadRequest("the lake holds no images yet")
     frame = frames[0]
@@ -184,6 +205,18 @@ def _slices(lake: Lake, left: DataFrame, context: int) -> DataFrame | None:
     own = fn.col("band") == fn.coalesce(fn.floor(fn.col("k") / BAND), fn.lit(0))
     slices = slices.withColumn("wanted", fn.coalesce(fn.col("wanted"), fn.lit(False)) & own)
     return _columns(slices, fn.concat_ws(":", "parent_id", "t", "band"), ["t", "k", *READ])
+
+
+def _volumes(lake: Lake, left: DataFrame) -> DataFrame | None:
+    """All slices with a place of the volumes that hold a wanted one."""
+    if not lake.exists("slices"):
+        return None
+    slices = lake.frame("slices").where("k IS NOT NULL").withColumn("parent_id", fn.col("series_id"))
+    slices = slices.join(left.withColumn("wanted", fn.lit(True)), "image_id", "left").withColumn(
+        "wanted", fn.coalesce("wanted", fn.lit(False))
+    )
+    slices = slices.join(slices.where("wanted").select("series_id", "t").distinct(), ["series_id", "t"], "left_semi")
+    return _columns(slices, fn.concat_ws(":", "parent_id", "t"), ["t", "k", *READ])
 
 
 def _tiles(lake: Lake, left: DataFrame) -> DataFrame | None:

@@ -127,3 +127,26 @@ def test_classes_are_ranked(tmp_path: Path) -> None:
 def test_many_images_leave_in_several_batches(tmp_path: Path) -> None:
     said, found = run(tmp_path, Above(context=2), [planned(k) for k in range(50)], list(range(50)))
     assert said["images"] == 50 and len(found) == 100 == len({row["label_row_id"] for row in found})
+
+
+@pytest.mark.parametrize(("count", "depth"), [(3, 3), (2, 4), (9, 4)])
+def test_each_slice_of_a_volume_gets_the_nearest_plane(tmp_path: Path, count: int, depth: int) -> None:
+    model = Above(depth=depth)
+    said, found = run(tmp_path, model, [planned(k, wanted=k > 0) for k in range(count)], list(range(count)))
+    assert said["images"] == count - 1 and len(found) == 2 * (count - 1)
+    shown = [place for place in model.planes(count) if place >= 0]
+    for row in found:
+        k = next(k for k in range(count) if image_id(k) == row["image_id"])
+        nearest = min(shown, key=lambda place: (abs(place - k), place))
+        p = Above().one([stored(nearest)], [planned(nearest)])[..., model.labels.index(row["label"])]
+        assert (unpack(row["mask"], *SIZE) == (p >= model.thresholds[row["label"]])).all()
+
+
+def test_the_classes_of_a_volume_stand_at_its_middle_slice(tmp_path: Path) -> None:
+    said, found = run(tmp_path, Above("classification", depth=4), [planned(k) for k in range(7)], list(range(7)), "predictions")
+    assert said["images"] == 7 and {row["image_id"] for row in found} == {image_id(3)} and len(found) == 2
+
+
+def test_a_volume_that_lacks_a_plane_is_not_predicted(tmp_path: Path) -> None:
+    said, found = run(tmp_path, Above(depth=3), [planned(k) for k in range(3)], [0, 2])
+    assert said["images"] == 0 and sum(said["reasons"].values()) == 3 and not found
