@@ -6,6 +6,7 @@ was trained on are seen through overlapping windows (`feed.stitch`), and probabi
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import tempfile
@@ -27,6 +28,7 @@ THREADS = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
 BATCH_PIXELS = 1 << 21  # of windows in one call: bounds what a network's layers hold of it
 _LOADED: dict[str, Predictor] = {}
 _LOCK = threading.Lock()
+atexit.register(_LOADED.clear)  # before TensorFlow's own modules are taken apart: a network that outlives them complains on standard error
 
 
 @dataclass(frozen=True)
