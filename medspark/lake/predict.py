@@ -9,6 +9,7 @@ round works on a lake at a time (a claim, as in ingest): two can't both find tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections import Counter
@@ -127,8 +128,8 @@ def predict(
         raise BadRequest(f"--query: returns {', '.join(cohort.columns)}; expected a column image_id")
     lake.ensure([table_of(model.task), "claims"])
     recover_dead(lake)
-    whole = Batch(lake, run_id, JOB, f"{request.round}", lease_s)
-    if not whole.claim([f"{JOB}:{model.name}:{request.round}"], {}):
+    whole = Batch(lake, run_id, JOB, "", lease_s)
+    if not whole.claim([claim_of(model, request.round)], {}):
         raise BadRequest(f"another run predicts with model {model.name}, round {request.round}, on this lake; wait for it or end it")
     stage = f"{PRIVATE}/{whole.batch_id}/plan"
     with whole.worked():
@@ -149,6 +150,12 @@ def predict(
         lake.filesystem_delete(lake.folder(PRIVATE, whole.batch_id))
         whole.release()
     return result
+
+
+def claim_of(model: Model, round: int) -> str:
+    """What a run claims: the rows that tell it from others (`_there`), hashed, because an address has no place in ``claims``."""
+    rows = f"{model.name} {round}" if model.task == "segmentation" else model.uri
+    return f"{JOB}:{hashlib.sha256(rows.encode()).hexdigest()[:16]}"
 
 
 def _there(lake: Lake, model: Model, request: Request) -> DataFrame:
@@ -236,7 +243,7 @@ def _photos(lake: Lake, left: DataFrame) -> DataFrame | None:
 
 
 def _columns(frame: DataFrame, piece: Any, has: Sequence[str]) -> DataFrame:
-    """The columns of all kinds; null where a kind has none. A slide's row of ``tiles`` may lack some in an older lake: null, too."""
+    """The columns of all kinds; null where a kind has none. Columns that a later release added are null in an older lake."""
     rest = [
         (fn.col(name) if name in has and name in frame.columns else fn.lit(None)).cast(kind).alias(name) for name, kind in _TYPES.items()
     ]

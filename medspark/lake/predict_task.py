@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections import Counter
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from medspark.lake.predict import Model
 
 AT_ONCE = 16  # images that are asked about together: 8 MB of 512-px CT as stored, 70 MB of float32 probabilities of four labels
-NOT_STORED = "its pixels (or those of a slice beside it) are not stored"
+NOT_STORED = "its stored pixels, or those of a slice that it is seen with, are missing or damaged"
 FILE_BYTES = 64 << 20  # rows of a file, packed
 
 
@@ -67,7 +68,7 @@ class Worker:
             seen = {place: self._seen(place, ks) for place in here}
             needed = sorted({other for places in seen.values() for other in places})
             stored = {place: stored[place] for place in needed if place in stored}
-            found = reader([rows[place]["image_id"] for place in needed if place not in stored])
+            found = _read(reader, [rows[place]["image_id"] for place in needed if place not in stored])
             stored |= {place: found[rows[place]["image_id"]] for place in needed if rows[place]["image_id"] in found}
             out.worked = True
             ready = []
@@ -86,7 +87,7 @@ class Worker:
             return
         out.worked = True
         places = [place if place >= 0 else len(rows) - 1 for place in self.model.planes(len(rows))]
-        found = reader({rows[place]["image_id"] for place in places})
+        found = _read(reader, {rows[place]["image_id"] for place in places})
         if any(rows[place]["image_id"] not in found for place in places):
             out.reasons[NOT_STORED] += len(wanted)
             return
@@ -100,7 +101,7 @@ class Worker:
             return
         for start in range(0, len(wanted), AT_ONCE):
             here = wanted[start : start + AT_ONCE]
-            stored = reader([rows[place]["image_id"] for place in here])
+            stored = _read(reader, [rows[place]["image_id"] for place in here])
             for place in here:
                 if (image_id := rows[place]["image_id"]) in stored:
                     nearest = int(np.argmin(np.abs(np.array(places) - place)))
@@ -229,6 +230,21 @@ class _Out:
             self._keep(Rows.of("predictions", self._records))
         self._write()
         return {"files": self._files, "images": self.images, "reasons": dict(self.reasons)}
+
+
+def _read(reader: PixelReader, image_ids: Iterable[str]) -> dict[str, np.ndarray]:
+    """Stored arrays by id, less those that cannot be decoded: damage costs its image, not the run (``maintain_lake --verify`` finds it)."""
+    wanted = sorted(image_ids)
+    try:
+        return reader(wanted)
+    except OSError:
+        raise  # the store's fault, which passes
+    except Exception:
+        found: dict[str, np.ndarray] = {}
+        for image_id in wanted:
+            with contextlib.suppress(Exception):
+                found |= reader([image_id])
+        return found
 
 
 def confidence(mask: np.ndarray, probability: np.ndarray) -> float:

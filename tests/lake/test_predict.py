@@ -158,8 +158,8 @@ def test_an_image_that_the_model_refuses_costs_itself_alone(spark: Any, lake: Pa
 def test_requests_that_cannot_be_served(spark: Any, lake: Path) -> None:
     with pytest.raises(BadRequest, match="expected a column image_id"):
         run(spark, lake, Above(), "SELECT series_id FROM series")
-    other = Batch(Lake(spark, str(lake)), "other", "predict", "3", 60.0)
-    assert other.claim(["predict:model:above:3"], {})
+    other = Batch(Lake(spark, str(lake)), "other", "predict", "", 60.0)
+    assert other.claim([predict.claim_of(Above(), 3)], {})
     with pytest.raises(BadRequest, match="another run predicts"):
         run(spark, lake, Above(), round=3)
     other.release()
