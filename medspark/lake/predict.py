@@ -191,7 +191,9 @@ def _plan(lake: Lake, model: Model, left: DataFrame, total: int, request: Reques
     chunks = max(1, -(-total // request.chunk_images))
     frame = frame.withColumn("chunk", fn.pmod(fn.xxhash64("piece"), fn.lit(chunks)).cast("int"))
     frame.repartition(min(chunks, 4 * cores(lake.spark)), "chunk").write.partitionBy("chunk").parquet(stage)
-    planned = lake.spark.read.parquet(stage).groupBy("chunk")
+    planned = (
+        lake.spark.read.schema(frame.schema).parquet(stage).groupBy("chunk")
+    )  # a plan of nothing has no file that could say its schema
     rows = planned.agg(fn.sum(fn.col("wanted").cast("int")).alias("images"), fn.countDistinct("piece").alias("pieces")).collect()
     return {int(row.chunk): (int(row.images), int(row.pieces)) for row in rows if row.images}
 
