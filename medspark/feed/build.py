@@ -105,6 +105,8 @@ class Build:
             cohort.stage_query()
             cohort.parts()
             cohort.gate()
+            if cohort.doubles_total:
+                self.progress(f"{cohort.doubles_total} groups of equal images are under different subjects or parts; the card lists them")
             self._one_part_each()
             cohort.locate_pixels()
         with self.timed("plan"):

@@ -191,7 +191,7 @@ class Cohort:
 
     def truth_rows(self) -> None:
         """``_truth``: rows of ``labels`` on images that count, before classes are chosen."""
-        sources = ", ".join(f"'{word}'" for word in self.request.label_sources if plain_name(word))
+        sources = ", ".join(quoted(word) for word in self.request.label_sources)
         where = f" AND ({self.request.label_where})" if self.request.label_where else ""
         sql.query(
             self.lake.spark,
