@@ -8,7 +8,7 @@ BIN := .venv/bin
 BOOT := $(shell for p in python3.11 python3 python; do if $$p -c '' 2>/dev/null; then echo $$p; break; fi; done)
 export PYTHON
 
-.PHONY: help setup demo thrift sql test check bench doctor format clean
+.PHONY: help setup demo thrift sql mlflow test check bench doctor format clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -25,6 +25,9 @@ thrift: setup  ## a lake over JDBC, on loopback, until Ctrl-C (LAKE=demo/lake, P
 
 sql: setup  ## Spark's JDBC shell on a lake (LAKE=demo/lake)
 	@$(BIN)/python -m medspark beeline --lake "$(LAKE)"
+
+mlflow: setup  ## MLflow's pages on a lake's runs, on loopback, until Ctrl-C (LAKE=demo/lake, PORT=5000)
+	@$(BIN)/python -m medspark mlflow --lake "$(LAKE)" $(if $(PORT),--port $(PORT))
 
 test: setup  ## all tests (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest -q $(ARGS)

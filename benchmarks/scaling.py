@@ -1,22 +1,26 @@
-"""From one core to two: the explode stage under local[1] and local[2], each in a process of its own."""
+"""From one core to n: the explode stage under local[1] to local[n], each in a process of its own; speed-up and efficiency."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
 from benchmarks import peer, phantoms
 from benchmarks.peer import Given, Ratio, Report
+from medspark.lake import kpi
 
 SIZES = {  # tiles along the side of two slides for pass-through, of one for re-encoding; CT slices
     "small": {"tiles": 60, "reencoded": 20, "ct": 300},
     "medium": {"tiles": 120, "reencoded": 30, "ct": 800},
     "full": {"tiles": 225, "reencoded": 60, "ct": 2000},
 }
-TARGET = 1.8
+TARGET = 0.9  # efficiency T(1) / (n T(n))
+NAMES = {"tiles": "pass-through tiles", "reencoded": "re-encoded tiles", "ct": "CT slices"}
 
 
 def work_of(work: Path, what: str, size: str) -> tuple[list[Path], Any, Any]:
@@ -56,20 +60,44 @@ def bench(given: Given) -> Report:
             raise RuntimeError(done.stderr[-3000:])
         return json.loads(done.stdout.strip().splitlines()[-1])
 
-    results = peer.alternate({"1 core": lambda: side(1), "2 cores": lambda: side(2)}, given.repeat)
-    report = Report("Scaling: explode stage, local[1] and local[2]")
-    names = {"tiles": "pass-through tiles", "reencoded": "re-encoded tiles", "ct": "CT slices"}
+    # Sessions of 1 to n cores in turn, so that a slow minute of the machine hits all of them.
+    counts = range(1, given.own.cores + 1)
+    results = peer.alternate({str(cores): lambda cores=cores: side(cores) for cores in counts}, given.repeat)
+    report = Report(f"Scaling: explode stage, local[1] to local[{given.own.cores}]")
+    sweeps = {}
     for what in SIZES[given.size]:
-        one, two = ([run[what] for run in results[key]] for key in ("1 core", "2 cores"))
-        note = f"one core {peer.best_and_median(one)}; two {peer.best_and_median(two)}"
-        report.ratios.append(Ratio(names[what], min(two), min(one), "s", min(one) / min(two), TARGET, note=note))
+        seconds = {cores: [run[what] for run in results[str(cores)]] for cores in counts}
+        sweeps[what] = kpi.sweep({cores: min(runs) for cores, runs in seconds.items()})
+        for cores in list(counts)[1:]:
+            speed_up, efficiency = sweeps[what][cores]
+            note = f"one core {peer.best_and_median(seconds[1])}; {cores} cores {peer.best_and_median(seconds[cores])}; efficiency {efficiency:.2f}"
+            name = f"{NAMES[what]}, {cores} cores"
+            report.ratios.append(Ratio(name, min(seconds[cores]), min(seconds[1]), "s", speed_up, TARGET * cores, note=note))
     report.remarks.append("peer is the same code on one core; the JVM beside it is not bound to that core")
+    if given.own.lake:
+        report.remarks.append(f"{record(given, sweeps)} rows written to the table kpi of {given.own.lake}")
     return report
+
+
+def record(given: Given, sweeps: dict[str, dict[int, tuple[float, float]]]) -> int:
+    """Speed-up and efficiency of each work and number of cores, as rows of ``kpi``."""
+    from medspark.lake.store import Lake
+
+    rows = 0
+    with peer.session(given.work) as spark:
+        lake, run_id = Lake(spark, given.own.lake), uuid.uuid4().hex[:16]
+        for what, sweep in sweeps.items():
+            for cores, (speed_up, efficiency) in sweep.items():
+                values = {"speed_up": (speed_up, kpi.UNITS["speed_up"]), "efficiency": (efficiency, kpi.UNITS["efficiency"])}
+                rows += kpi.record(lake, run_id, f"scaling {what}", values, {"n": str(cores), "what": NAMES[what], "size": given.size})
+    return rows
 
 
 def main() -> None:
     parser = peer.options("scaling", __doc__, 2)
     parser.add_argument("--once", type=int, metavar="CORES", help="one measured run with this many cores; prints JSON")
+    parser.add_argument("--cores", type=int, default=min(peer.CORES, os.cpu_count() or 1), metavar="N", help="the sweep ends there")
+    parser.add_argument("--lake", metavar="URI", help="writes speed-up and efficiency into this lake's table kpi")
     given = parser.parse_args()
     if given.once:
         with peer.work_folder(given.work) as work:

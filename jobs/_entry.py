@@ -142,7 +142,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if not given.dry_run:
         check_writable(given.lake)
     if not keyless_dry_run:
-        card.check_key(given.lake, ids, create=not given.dry_run)
+        card.check_key(given.lake, ids, create=False)
     spark = session.build(f"medspark {kind.job}", settings.spark)
     session.warm_workers(spark)
     lake = Lake(spark, given.lake)
@@ -152,7 +152,7 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     summary = watch.Watch(run, once).run() if watched else run.run()
     summary.seconds = time.monotonic() - STARTED
     if not given.dry_run:
-        ingest.record_kpi(lake, summary)
+        ingest.record_kpi(lake, summary, getattr(given, "annotation_minutes", None))
     said = summary.json()
     spark.stop()
     too_many = summary.new_sources and summary.rejected_sources / summary.new_sources > settings.quarantine.max_fraction

@@ -13,6 +13,9 @@ def options() -> object:
     parser.add_argument("--format", default="auto", choices=FORMATS, help="format of the annotations")
     parser.add_argument("--pairs", metavar="FILE", help="CSV image,annotation: file names or paths, a series' folder or its series_id")
     parser.add_argument("--classes", metavar="FILE", help="CSV value,label,role: value is a number or #rrggbb")
+    parser.add_argument(
+        "--annotation-minutes", type=float, metavar="MINUTES", help="what people spent on drawing these; recorded in the table kpi"
+    )
     return parser
 
 
@@ -22,6 +25,8 @@ def main() -> None:
     from medspark.labels.kind import labels_kind
 
     try:
+        if given.annotation_minutes is not None and not 0 <= given.annotation_minutes < float("inf"):
+            raise BadRequest(f"--annotation-minutes: expected 0 or more, got {given.annotation_minutes}")
         kind = labels_kind(given.format, given.pairs, given.classes, explicit_dataset=bool(given.dataset))
     except BadRequest as error:
         problem = error

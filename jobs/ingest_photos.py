@@ -7,7 +7,7 @@ from _entry import main as run
 
 
 def options() -> object:
-    from medspark.photos.header import MASK_NAMES
+    from medspark.tables.names import MASK_NAMES
 
     parser = ingest_parser(
         "ingest_photos", "Ingests photos (PNG, JPEG, TIFF, BMP, zips of them) and arrays of images (.npz) into the lake."

@@ -1,4 +1,4 @@
-"""Small tools: ``python -m medspark status|sql|thrift|beeline|describe-feed|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
+"""Small tools: ``python -m medspark status|sql|rerun|mlflow|compare|thrift|beeline|describe-feed|doctor|demo``. Jobs are started with ``spark-submit jobs/<job>.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from medspark.errors import BadRequest
 
-BAD_REQUEST = 2
+FAILED, BAD_REQUEST = 1, 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,13 +28,28 @@ def main(argv: list[str] | None = None) -> int:
     thrift.add_argument("--database", default="lake", metavar="NAME", help="database that the tables and views are in (lake)")
     beeline = tools.add_parser("beeline", help="Spark's JDBC shell on a lake; further options are beeline's own")
     beeline.add_argument("--lake", required=True, metavar="URI")
+    demo = tools.add_parser("demo", help="slides, CT, X-rays and photos in, tables, answers and pictures out")
     describe = tools.add_parser("describe-feed", help="what a feed holds: its card, and a page with pictures and histograms")
     describe.add_argument("--lake", required=True, metavar="URI")
     describe.add_argument("--feed", required=True, metavar="NAME[@VERSION]")
     describe.add_argument("--out", metavar="FOLDER", help="folder for index.html and its pictures (feed-NAME; 'none': the card only)")
-    demo = tools.add_parser("demo", help="slides and CT in, tables, answers and pictures out")
     demo.add_argument("--out", default="demo", metavar="FOLDER")
     demo.add_argument("--data", metavar="FOLDER|embedded", help="real files to use (../shared/data where it is there, else embedded ones)")
+    rerun = tools.add_parser("rerun", help="repeats a training run from what it logged, and says what came out otherwise")
+    rerun.add_argument("run_id", metavar="RUN_ID")
+    rerun.add_argument("--lake", default="", metavar="URI", help="lake of the run (the one that the tracking store lies in)")
+    rerun.add_argument("--tracking-uri", metavar="URI", help="store of the run (MLFLOW_TRACKING_URI, else mlflow.db in the lake)")
+    rerun.add_argument("--json", action="store_true", help="as one JSON object")
+    rerun.add_argument("more", nargs="*", metavar="OPTION", help="after --: further options for the job")
+    pages = tools.add_parser("mlflow", help="MLflow's pages on a lake's runs, on loopback, until Ctrl-C")
+    compare = tools.add_parser("compare", help="a page for each experiment: curves, results with intervals, pictures side by side")
+    for tool in (pages, compare):
+        tool.add_argument("--lake", required=True, metavar="URI")
+        tool.add_argument("--tracking-uri", metavar="URI", help="store of the runs (MLFLOW_TRACKING_URI, else mlflow.db in the lake)")
+    pages.add_argument("--port", type=int, help="port (5000, or a free one where that is taken)")
+    compare.add_argument(
+        "--out", default="comparisons", metavar="FOLDER", help="where the pages go (comparisons); they are artifacts of the runs, too"
+    )
     tools.add_parser("doctor", help="what is in order on this machine and what is not", add_help=False)
     given, rest = parser.parse_known_args(argv)
     if rest and given.tool not in ("doctor", "beeline"):
@@ -76,6 +91,24 @@ def _run(given: argparse.Namespace, rest: list[str]) -> int:
         lake_sql.register(spark, given.lake)
         lake_sql.query(spark, given.query).show(given.rows, truncate=False)
         return 0
+    if given.tool == "rerun":
+        from medspark.track import rerun
+
+        try:
+            compared = rerun.rerun(given.run_id, given.lake, given.tracking_uri, given.more)
+        except rerun.RerunFailed as error:
+            print(f"medspark rerun: {error}", file=sys.stderr)
+            return FAILED
+        print(json.dumps(asdict(compared) | {"equal": compared.equal}) if given.json else rerun.render(compared))
+        return 0
+    if given.tool in ("mlflow", "compare"):
+        from medspark.track import ui
+
+        if given.tool == "compare":
+            _, names = ui.refresh(given.lake, given.tracking_uri, given.out)
+            print("\n".join(f"{given.out}/{ui.page.slug(name)}.html" for name in names) or "no runs yet")
+            return 0
+        return ui.serve(given.lake, given.tracking_uri, given.port, lambda url: print(f"{url}\nCtrl-C stops the server", flush=True))
     if given.tool in ("thrift", "beeline"):
         from medspark.lake import thrift
 

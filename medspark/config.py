@@ -109,6 +109,72 @@ class Dicomweb:
 
 
 @dataclass(frozen=True)
+class Train:
+    """How a network is trained (docs/training.md). What names the run (feed, epochs, batch size, seed, ranks) are the jobs' own options."""
+
+    width: int = 16  # channels of the first level; doubles with every level
+    depth: int = 0  # levels; 0: by the image's size
+    blocks: int = 2  # residual blocks of a classifier's level
+    residual: bool = False  # segmenters: adds each level's input to its output
+    norm: Literal["group", "batch", "none"] = "group"
+    dropout: float = 0.0
+    loss: Literal["auto", "bce", "bce_dice", "focal", "tversky"] = "auto"  # auto: bce_dice for masks, bce for classes
+    focal_gamma: float = 2.0
+    tversky_alpha: float = 0.3  # weight of false positives ...
+    tversky_beta: float = 0.7  # ... and of what is missed
+    class_weights: Literal["none", "balanced"] = "none"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 1e-4  # of adamw
+    learning_rate: float = 1e-3
+    scaling: Literal["none", "sqrt", "linear"] = "sqrt"  # of the learning rate with the ranks
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    warmup_epochs: float = 0.5
+    min_rate: float = 0.01  # the schedule's end, as a fraction of the learning rate
+    patience: int = 3  # plateau: epochs without progress before the rate is halved
+    accumulate: int = 1  # batches whose gradients make one update
+    clip_norm: float = 0.0  # of all gradients together; 0: not clipped
+    stop_after: int = 0  # epochs without progress on validation before training stops; 0: never
+    monitor: Literal["auto", "loss", "dice", "auc", "accuracy"] = "auto"  # auto: dice for masks, loss for classes
+    augment: bool = True
+    bad_rows: Literal["stop", "skip"] = "stop"
+    checkpoint_updates: int = 0  # updates between checkpoints within an epoch; 0: after each epoch only
+    keep: int = 2  # newest checkpoints that stay, besides the best
+    report_updates: int = 10  # updates between two reports to the tracker
+    pictures: int = 6  # validation images drawn after each epoch; 0: none
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    xla: bool = False
+    threads: int = 0  # of a rank; 0: the machine's cores shared among its ranks
+    memory_gib: float = 0.0  # of a rank; 0: what the machine or its GPU has free
+    memory_check: Literal["refuse", "warn"] = "refuse"
+    stall_s: float = 600.0  # a rank without progress for longer ends the run
+    reader: Literal["arrow", "petastorm"] = "arrow"
+    workers: int = 0  # decoding threads of a rank; 0: as many as its share of the cores
+    cache_gib: float = 0.0  # of a machine's local disk for copies of the feed's row groups; 0: none
+    cache_folder: str = ""  # empty: $XDG_CACHE_HOME/medspark/feeds
+
+    def cache_path(self) -> Path:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return Path(self.cache_folder).expanduser() if self.cache_folder else Path(base) / "medspark" / "feeds"
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training samples are changed, where ``train.augment`` says so; see `medspark.feed.augment.Augmentation`."""
+
+    flip_rows: float = 0.0  # probability of turning upside down ...
+    flip_cols: float = 0.0  # ... and of mirroring: for images without a right way up
+    turn: float = 0.0  # probability of quarter turns (square images)
+    rotate_deg: float = 10.0
+    scale: float = 0.1
+    translate: float = 0.05
+    elastic_px: float = 0.0
+    gain: float = 0.1
+    offset: float = 0.0
+    stain: float = 0.0
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
 class Config:
     tiling: Tiling = Tiling()
     series: Series = Series()
@@ -119,6 +185,8 @@ class Config:
     ingest: Ingest = Ingest()
     watch: Watch = Watch()
     dicomweb: Dicomweb = Dicomweb()
+    train: Train = Train()
+    augment: Augment = Augment()
     verdicts: dict[str, Severity] = field(default_factory=dict)
     spark: dict[str, str] = field(default_factory=dict)
 
@@ -148,6 +216,8 @@ _SECTIONS: dict[str, type] = {
     "ingest": Ingest,
     "watch": Watch,
     "dicomweb": Dicomweb,
+    "train": Train,
+    "augment": Augment,
 }
 
 
@@ -276,6 +346,7 @@ def _check(config: Config) -> None:
     web = config.dicomweb
     if not 1 <= web.attempts <= 100 or not 1 <= web.page <= 100_000 or not 0.0 <= web.pause_s <= 60.0 or not 0.1 <= web.timeout_s <= 3600.0:
         raise BadRequest("config dicomweb: expected attempts 1 to 100, page 1 to 100000, pause_s 0 to 60 and timeout_s 0.1 to 3600")
+    _check_train(config.train)
     if not 0.0 <= config.quarantine.max_fraction <= 1.0:
         raise BadRequest(f"config quarantine.max_fraction: expected a fraction 0 to 1, got {config.quarantine.max_fraction}")
     if config.deid.crosswalk and config.deid.profile == "none":
@@ -288,3 +359,39 @@ def _check(config: Config) -> None:
                 f"--set {key}: comes too late, the driver's JVM is already running; "
                 f"give it to spark-submit as --conf {key}=... (memory: --driver-memory)"
             )
+
+
+TRAIN_RANGES: dict[str, tuple[float, float]] = {
+    "width": (1, 1024),
+    "depth": (0, 8),
+    "blocks": (1, 16),
+    "dropout": (0, 0.95),
+    "focal_gamma": (0, 10),
+    "tversky_alpha": (0, 10),
+    "tversky_beta": (0, 10),
+    "weight_decay": (0, 1),
+    "learning_rate": (1e-9, 100),
+    "warmup_epochs": (0, 1000),
+    "min_rate": (0, 1),
+    "patience": (1, 1000),
+    "accumulate": (1, 4096),
+    "clip_norm": (0, 1e6),
+    "stop_after": (0, 100_000),
+    "checkpoint_updates": (0, 10**9),
+    "keep": (1, 100),
+    "report_updates": (1, 10**6),
+    "pictures": (0, 64),
+    "threads": (0, 1024),
+    "memory_gib": (0, 1e5),
+    "stall_s": (5, 86_400),
+    "workers": (0, 1024),
+    "cache_gib": (0, 1e6),
+}
+"""What the numbers of ``[train]`` may be."""
+
+
+def _check_train(train: Train) -> None:
+    for name, (low, high) in TRAIN_RANGES.items():
+        value = getattr(train, name)
+        if not low <= value <= high:
+            raise BadRequest(f"config train.{name}: expected {low:g} to {high:g}, got {value}")

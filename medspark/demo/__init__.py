@@ -1,7 +1,8 @@
 """``make demo``: medspark from files to answers and pictures in about two minutes, on any machine.
 
-Read in this order: `flow` (the seven steps), `samples` (what goes in; `phantom_slide` and `phantom_ct` write what is not at hand),
-`questions` (five SQL queries over the tables), `pictures` with `slide_pictures` and `series_pictures` (drawn from the tables alone).
+Read in this order: `flow` (the eight steps), `samples` (what goes in; `phantom_slide`, `phantom_ct` and `phantom_xray` write what is not at
+hand, `derived` masks by thresholds), `questions` (six SQL queries over the tables), `pictures` with `kind_pictures`, `slide_pictures`,
+`series_pictures` and what they share, `drawing` (drawn from the tables alone).
 The demo calls the jobs' own engine in this process. It refuses to do anything that a user of the jobs could not do, and to download.
 """
 

@@ -38,9 +38,12 @@ def write(folder: Path) -> tuple[Path, Path]:
     return series, seg
 
 
-def volume() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """((SLICES, SIDE, SIDE) HU, masks by label of the same shape): ellipsoids, sampled at pixel centres."""
-    z = (np.arange(SLICES) * STEP_MM)[:, None, None]
+def volume(z_mm: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """((n, SIDE, SIDE) HU, masks by label of the same shape): ellipsoids, sampled at pixel centres.
+
+    z_mm : (n,) places along the body, upwards; None for those of the CT's SLICES
+    """
+    z = (np.arange(SLICES) * STEP_MM if z_mm is None else z_mm)[:, None, None]
     y = ((np.arange(SIDE) - (SIDE - 1) / 2) * SPACING_MM)[None, :, None]
     x = ((np.arange(SIDE) - (SIDE - 1) / 2) * SPACING_MM)[None, None, :]
 
@@ -56,7 +59,7 @@ def volume() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     ribs = ribs & (np.sin(np.arctan2(y, np.abs(x)) * 16 + z / 6) > 0.45)
     nodule = ellipsoid(NODULE_MM, (NODULE_RADIUS_MM,) * 3)
     lung = lungs & ~heart & ~nodule
-    values = np.full((SLICES, SIDE, SIDE), AIR, np.float32)
+    values = np.full((len(z), SIDE, SIDE), AIR, np.float32)
     for mask, hu in ((body, SOFT), (ribs, BONE), (lungs, LUNG), (heart, SOFT + 15), (spine, BONE), (nodule, NODULE)):
         values[np.broadcast_to(mask, values.shape)] = hu
     rng = np.random.default_rng(11)
@@ -73,6 +76,11 @@ def _smooth(noise: np.ndarray) -> np.ndarray:
     return soft / soft.std()
 
 
+def set_patient(ds: Any) -> None:
+    """Who the phantom is."""
+    ds.PatientID, ds.PatientName, ds.PatientSex, ds.PatientAge, ds.PatientBirthDate = "PHANTOM-1", "Phantom^Chest", "O", "060Y", "19600101"
+
+
 def _slice(values: np.ndarray, k: int) -> Any:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
@@ -83,7 +91,7 @@ def _slice(values: np.ndarray, k: int) -> Any:
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = CTImageStorage
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID(f"{ROOT}1.{k + 1}")
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = f"{ROOT}2", f"{ROOT}3", f"{ROOT}4"
-    ds.PatientID, ds.PatientName, ds.PatientSex, ds.PatientAge, ds.PatientBirthDate = "PHANTOM-1", "Phantom^Chest", "O", "060Y", "19600101"
+    set_patient(ds)
     ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber, ds.ReferringPhysicianName = "20210304", "101500", "1", "A1", ""
     ds.Modality, ds.Manufacturer, ds.ManufacturerModelName, ds.SeriesNumber = "CT", "medspark", "phantom", 1
     ds.SeriesDescription, ds.BodyPartExamined, ds.ConvolutionKernel, ds.KVP = "chest phantom", "CHEST", "STANDARD", 120

@@ -1,4 +1,4 @@
-"""Five questions that a data engineer asks of a new lake, as SQL over its tables, and their answers as printed tables."""
+"""Six questions that a data engineer asks of a new lake, as SQL over its tables, and their answers as printed tables."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ QUESTIONS = (
     Question(
         "What is in the lake, by data set and modality?",
         """
-SELECT dataset, modality, count(DISTINCT subject_key) AS subjects, count(DISTINCT parent) AS `series or slides`,
+SELECT dataset, modality, count(DISTINCT subject_key) AS subjects, count(DISTINCT parent) AS `series or files`,
        count(*) AS images, count(n_bytes) AS `with pixels`, round(sum(n_bytes) / 1e6, 2) AS `stored MB`, count_if(usable) AS usable
 FROM (SELECT dataset, modality, subject_key, series_id AS parent, image_id, usable FROM slices
       UNION ALL
       SELECT t.dataset, 'slide' AS modality, t.subject_key, t.slide_id AS parent, t.image_id, s.usable
-      FROM tiles t JOIN slides s ON s.slide_id = t.slide_id)
+      FROM tiles t JOIN slides s ON s.slide_id = t.slide_id
+      UNION ALL
+      SELECT dataset, 'photo' AS modality, subject_key, source_id AS parent, image_id, true AS usable FROM photos)
 LEFT JOIN (SELECT image_id, n_bytes FROM pixels) USING (image_id)
 GROUP BY dataset, modality ORDER BY dataset, modality""",
         "A tile without tissue keeps its row and stores no pixels; an image is usable unless a verdict forbids it.",
@@ -58,7 +60,7 @@ SELECT s.dataset, l.label, count(*) AS slices, max(l.px) AS `largest px`, round(
        coalesce(nullif(array_join(any_value(e.verdict), ' '), ''), 'none') AS verdict
 FROM (SELECT image_id, label, mask_area(mask, rows, cols) AS px FROM labels WHERE mask IS NOT NULL) l
 JOIN slices s ON s.image_id = l.image_id JOIN series e ON e.series_id = s.series_id
-WHERE l.px > {MIN_LABEL_PX}
+WHERE l.px > {MIN_LABEL_PX} AND s.position_mm IS NOT NULL
 GROUP BY s.dataset, s.series_id, l.label ORDER BY s.dataset, l.label""",
         "mask_area counts the pixels of the stored masks; the gaps come from the slices' positions, not from a tag.",
     ),
@@ -91,6 +93,20 @@ FROM labels l JOIN gaps g ON g.image_id = l.image_id JOIN slices s ON s.image_id
 JOIN series e ON e.series_id = g.series_id
 GROUP BY l.dataset, e.series_id, l.label ORDER BY l.dataset, l.label""",
         "Each slice stands for half the way to its two neighbours; where gaps differ, the simple product is wrong.",
+    ),
+    Question(
+        "How large are the labels on X-rays and photos, and in what unit may that be said?",
+        """
+SELECT i.dataset, i.kind, l.label, count(DISTINCT l.image_id) AS images, sum(l.px) AS px, round(100 * sum(l.px) / sum(i.px), 1) AS `% of image`,
+       sum(l.pieces) AS pieces, round(sum(l.area_mm2), 1) AS mm2, i.spacing AS `pixel size from`,
+       round(avg(l.value_mean), 1) AS `mean value`
+FROM (SELECT image_id, dataset, modality AS kind, rows * cols AS px, pixel_spacing_source AS spacing FROM slices WHERE modality IN ('CR', 'DX', 'MG')
+      UNION ALL
+      SELECT image_id, dataset, 'photo' AS kind, rows * cols AS px, NULL AS spacing FROM photos) i
+JOIN (SELECT image_id, label, mask_area(mask, rows, cols) AS px, mask_components(mask, rows, cols) AS pieces, area_mm2, value_mean
+      FROM labels WHERE mask IS NOT NULL) l ON l.image_id = i.image_id
+GROUP BY i.dataset, i.kind, l.label, i.spacing ORDER BY i.kind, i.dataset, l.label""",
+        "An X-ray knows its detector's pixels, not the patient's, and a photo neither: their areas stay pixels, mm2 is null.",
     ),
     Question(
         "What was rejected or is doubtful, and why?",
@@ -147,5 +163,5 @@ def _cell(value: Any) -> str:
 
 
 def script() -> str:
-    """All five as one SQL file, with their headings as comments."""
+    """All of them as one SQL file, with their headings as comments."""
     return "\n\n".join(f"-- {one.heading}\n-- {one.read}{one.text};" for one in QUESTIONS) + "\n"

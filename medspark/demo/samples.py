@@ -1,12 +1,13 @@
 """What the demo ingests: real files of a folder such as ``../shared/data`` where there is one, else files that need no network.
 
-The embedded ones are real where Python packages bring real ones (histology from scikit-image, CT and MR slices from pydicom) and a phantom
-where none exists (a CT series with structures of known volume). Labels are derived from the pixels and are no diagnosis.
+The embedded ones are real where Python packages bring real ones (histology and a retina from scikit-image, CT and MR slices from pydicom) and a
+phantom where none exists (a CT series and an X-ray with structures of known size). Labels that thresholds derive from pixels are no diagnosis.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,18 +18,27 @@ ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = "embedded"
 
 
+Runs = tuple[tuple[str, tuple[Path, ...]], ...]
+"""(data set, paths) per run of a job."""
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """What the three jobs get.
+    """What the four jobs get.
 
     about : str                      one sentence for the reader
-    slides, series, labels : tuple   (data set, paths) per run of a job; labels find their images by name or by instance
+    slides, series, photos : Runs
+    labels : tuple                   annotations of all of them, read in one run; they find their images by instance, by ``pairs``, else by name
+    pairs, classes : Path            files for ``--pairs`` and ``--classes``
     """
 
     about: str
-    slides: tuple[tuple[str, tuple[Path, ...]], ...]
-    series: tuple[tuple[str, tuple[Path, ...]], ...]
-    labels: tuple[tuple[str, tuple[Path, ...]], ...]
+    slides: Runs
+    series: Runs
+    photos: Runs
+    labels: tuple[Path, ...]
+    pairs: Path
+    classes: Path
 
 
 def default_data() -> str:
@@ -56,6 +66,9 @@ def _needed(data: Path) -> tuple[Path, ...]:
         data / "ct" / "ge_head_tilt_labels_derived" / "seg_bone_soft.dcm",
         data / "ct" / "dcmqi_liver" / "ct-3slice",
         data / "ct" / "dcmqi_liver" / "liver.dcm",
+        data / "cxr" / "CR-MONO1-10-chest.dcm",
+        data / "retina" / "hrf" / "06_h.jpg",
+        data / "retina" / "hrf" / "06_h_AVmanual.png",
     )
 
 
@@ -64,31 +77,70 @@ def _complete(data: Path) -> bool:
 
 
 def shared(data: Path, work: Path) -> Inputs:
-    """Real slide, real CT with DICOM SEG, and two files that no job can read."""
-    slide, outlines, head, bone, abdomen, liver = _needed(data)
+    """Real slide, CT with DICOM SEG, X-ray and retina, the phantom's X-ray, and two files that no job can read."""
+    from medspark.demo import derived, phantom_xray
+
+    slide, outlines, head, bone, abdomen, liver, chest, retina, vessels = _needed(data)
+    shadow, shadow_mask = phantom_xray.write(work / "xray")
+    fields = derived.lung_fields(chest, work / "derived")
     broken = _broken(work / "broken")
     return Inputs(
-        f"a real slide (CMU-1) and two real CT series with DICOM SEG, from {data}",
+        f"a real slide (CMU-1), two CT series with DICOM SEG, a chest X-ray and a retina (HRF), from {data}; a phantom's X-ray",
         slides=(("cmu", (slide,)), ("broken", (broken / "not-a-slide.svs",))),
-        series=(("head-ct", (head,)), ("abdomen-ct", (abdomen,)), ("broken", (broken / "cut-off.dcm",))),
-        labels=(("cmu", (outlines,)), ("head-ct", (bone,)), ("abdomen-ct", (liver,))),
+        series=(
+            ("head-ct", (head,)),
+            ("abdomen-ct", (abdomen,)),
+            ("chest-xray", (chest,)),
+            ("xray-phantom", (shadow,)),
+            ("broken", (broken / "cut-off.dcm",)),
+        ),
+        photos=(("retina", (retina,)),),
+        labels=(outlines, bone, liver, fields, shadow_mask, vessels),
+        pairs=_table(work / "pairs.csv", "image,annotation", ((retina.name, vessels.name),)),
+        classes=_classes(work / "classes.csv"),
     )
 
 
 def embedded(work: Path) -> Inputs:
     """Files written or copied under ``work``; what is there already stays, so that a second run finds nothing new."""
-    from medspark.demo import phantom_ct, phantom_slide
+    from medspark.demo import derived, phantom_ct, phantom_slide, phantom_xray
 
     slide, outlines = phantom_slide.write(work / "slides")
     folder, seg = phantom_ct.write(work / "ct")
+    shadow, shadow_mask = phantom_xray.write(work / "xray")
+    retina, vessels = derived.retina(work / "photos")
     small = _pydicom_files(work / "pydicom", ("CT_small.dcm", "MR_small.dcm"))
     broken = _broken(work / "broken")
     return Inputs(
-        "embedded files: real histology (scikit-image), real CT and MR slices (pydicom), a CT phantom; no network",
+        "embedded files: real histology and a retina (scikit-image), CT and MR slices (pydicom), a phantom's CT and X-ray; no network",
         slides=(("histology", (slide,)), ("broken", (broken / "not-a-slide.svs",))),
-        series=(("ct-phantom", (folder,)), ("pydicom", (small,)), ("broken", (broken / "cut-off.dcm",))),
-        labels=(("histology", (outlines,)), ("ct-phantom", (seg,))),
+        series=(
+            ("ct-phantom", (folder,)),
+            ("xray-phantom", (shadow,)),
+            ("pydicom", (small,)),
+            ("broken", (broken / "cut-off.dcm",)),
+        ),
+        photos=(("retina", (retina,)),),
+        labels=(outlines, seg, shadow_mask, vessels),
+        pairs=_table(work / "pairs.csv", "image,annotation", ((retina.name, vessels.name),)),
+        classes=_classes(work / "classes.csv"),
     )
+
+
+def _classes(path: Path) -> Path:
+    """What the values of the masks mean: the phantom's, the thresholds', and the colours of HRF's arteries and veins."""
+    from medspark.demo import derived, phantom_xray
+
+    named = {phantom_xray.LUNG: "Lung", phantom_xray.NODULE: "Nodule", **derived.CLASSES}
+    rows = [(str(value), label, "positive") for value, label in named.items()]
+    rows += [("#ff0000", "artery", "positive"), ("#0000ff", "vein", "positive"), ("#00ff00", "other vessel", "positive")]
+    return _table(path, "value,label,role", rows)
+
+
+def _table(path: Path, header: str, rows: Iterable[tuple[str, ...]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    return path
 
 
 def pydicom_test_file(name: str) -> Path:

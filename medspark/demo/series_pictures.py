@@ -5,33 +5,32 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow.compute as pc
-
-from medspark.demo.pictures import DPI, PALE, Store, colours, merged, outline, round_length, scale_bar
+from medspark.demo.drawing import DPI, PALE, colours, masked, merged, outline, rim, round_length, scale_bar, tint
+from medspark.lake.open import WINDOW_HU
+from medspark.series import display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from medspark.lake.open import OpenLake
+
 MAX_SERIES = 2
-WINDOW_HU = (40.0, 400.0)
-"""Centre and width for soft tissue, where the file gives no window."""
 SLICE = [
-    *("image_id", "series_id", "dataset", "modality", "k", "position_mm", "rows", "cols", "pixel_spacing_mm", "rescale_slope"),
-    *("rescale_intercept", "value_unit", "is_hu", "window_center", "window_width", "photometric"),
+    *("image_id", "series_id", "dataset", "k", "position_mm", "rows", "cols", "pixel_spacing_mm", "rescale_slope", "rescale_intercept"),
+    *("modality_lut", "value_unit", "is_hu", "window_center", "window_width", "voi_lut_function", "photometric", "value_min", "value_max"),
 ]
 
 
-def labelled_series(store: Store) -> Figure | None:
+def labelled_series(lake: OpenLake) -> Figure | None:
     """One row for each of the series with most labelled slices: slice, slice with masks, area of each label along the series."""
     from matplotlib import pyplot as plt
 
-    slices = [row for row in store.rows("slices", SLICE) if row["position_mm"] is not None]
+    slices = [row for row in lake.rows("slices", SLICE).to_pylist() if row["position_mm"] is not None]
     by_series: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in slices:
         by_series[row["series_id"]].append(row)
-    labelled = {series: merged(store.labels(pc.field("parent_id") == series)) for series in by_series}
+    labelled = {series: merged(masked(lake, parent_id=series)) for series in by_series}
     chosen = sorted((series for series in by_series if labelled[series]), key=lambda series: (-len(labelled[series]), series))[:MAX_SERIES]
     if not chosen:
         return None
@@ -39,7 +38,7 @@ def labelled_series(store: Store) -> Figure | None:
         len(chosen), 3, figsize=(9.6, 3.45 * len(chosen) + 0.1), dpi=DPI, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 1.02)}
     )
     for panels, series in zip(axes, chosen, strict=True):
-        _row(store, panels, sorted(by_series[series], key=lambda row: row["position_mm"]), labelled[series])
+        _row(lake, panels, sorted(by_series[series], key=lambda row: row["position_mm"]), labelled[series])
     figure.subplots_adjust(
         left=0.01, right=0.985, top=1 - 0.32 / figure.get_figheight(), bottom=0.47 / figure.get_figheight(), wspace=0.06, hspace=0.24
     )
@@ -49,19 +48,20 @@ def labelled_series(store: Store) -> Figure | None:
     return figure
 
 
-def _row(store: Store, panels: Any, slices: list[dict[str, Any]], labels: list[dict[str, Any]]) -> None:
-    hue = colours([row["label"] for row in labels])
-    shown = _choose(slices, labels)
-    stored = store.pixels(shown["series_id"], [shown["image_id"]])[shown["image_id"]]
-    grey, window = _windowed(stored, shown)
+def _row(lake: OpenLake, panels: Any, slices: list[dict[str, Any]], drawn: list[dict[str, Any]]) -> None:
+    hue = colours([row["label"] for row in drawn])
+    shown = _choose(slices, drawn)
+    window = _window(shown)
+    grey = display.picture(lake.image(shown["image_id"]), shown, window)
     row_mm, col_mm = shown["pixel_spacing_mm"] or (1.0, 1.0)
-    here = [row for row in labels if row["image_id"] == shown["image_id"]]
+    here = [row for row in drawn if row["image_id"] == shown["image_id"]]
     for axes in panels[:2]:
         axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect=row_mm / col_mm, interpolation="antialiased")
         axes.set_xticks([])
         axes.set_yticks([])
     for row in sorted(here, key=lambda row: row["label"]):
-        outline(panels[1], row["mask"], hue[row["label"]], width=1.1, alpha=0.28)
+        tint(panels[1], row["mask"], hue[row["label"]], alpha=0.28)
+        outline(panels[1], row["mask"], hue[row["label"]], width=1.1)
     for axes in panels[:2]:
         axes.set_xlim(-0.5, shown["cols"] - 0.5)
         axes.set_ylim(shown["rows"] - 0.5, -0.5)
@@ -69,9 +69,8 @@ def _row(store: Store, panels: Any, slices: list[dict[str, Any]], labels: list[d
     scale_bar(panels[0], length / col_mm, f"{length:g} mm")
     panels[0].set_title(f"{shown['dataset']}: slice {shown['k'] + 1} of {len(slices)}")
     panels[1].set_title("its masks")
-    panels[0].text(
-        0.98, 0.03, window, transform=panels[0].transAxes, color="white", fontsize=7, ha="right", va="bottom", path_effects=_rim()
-    )
+    text = f"window {window[0]:g} ± {window[1] / 2:g} {shown['value_unit'] or ''}".rstrip()
+    panels[0].text(1, -0.02, text, transform=panels[0].transAxes, color=PALE, fontsize=7.5, ha="right", va="top")
     unit = shown["value_unit"] or ""
     place = 0.97
     for row in sorted(here, key=lambda row: row["label"]):
@@ -85,16 +84,10 @@ def _row(store: Store, panels: Any, slices: list[dict[str, Any]], labels: list[d
             fontsize=7,
             weight="bold",
             va="top",
-            path_effects=_rim(),
+            path_effects=rim(2.2),
         )
         place -= 0.06
-    _areas(panels[2], slices, labels, hue, shown)
-
-
-def _rim() -> list[Any]:
-    from matplotlib import patheffects
-
-    return [patheffects.withStroke(linewidth=2.2, foreground="black")]
+    _areas(panels[2], slices, drawn, hue, shown)
 
 
 def _choose(slices: list[dict[str, Any]], labels: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,31 +101,20 @@ def _choose(slices: list[dict[str, Any]], labels: list[dict[str, Any]]) -> dict[
     return max(slices, key=lambda row: (score[row["image_id"]], -abs(row["k"] - len(slices) / 2)))
 
 
-def _windowed(stored: np.ndarray, row: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """((rows, cols) in 0..1, the window's text): rescaled, by the file's first window."""
-    values = stored.astype(np.float32) * (row["rescale_slope"] or 1.0) + (row["rescale_intercept"] or 0.0)
-    if row["window_center"] and row["window_width"]:
-        centre, width = row["window_center"][0], row["window_width"][0]
-    elif row["is_hu"]:
-        centre, width = WINDOW_HU
-    else:
-        low, high = np.percentile(values, (1, 99))
-        centre, width = (low + high) / 2, max(1.0, high - low)
-    shown = np.clip((values - centre) / width + 0.5, 0, 1)
-    if row["photometric"] == "MONOCHROME1":
-        shown = 1 - shown
-    return shown, f"window {centre:g} ± {width / 2:g} {row['value_unit'] or ''}".rstrip()
+def _window(row: dict[str, Any]) -> tuple[float, float]:
+    """(centre, width) to show a slice in: the file's first window, else soft tissue for HU, else all of its values."""
+    if row["window_center"] and row["window_width"] and row["window_width"][0] >= 1:
+        return row["window_center"][0], row["window_width"][0]
+    return WINDOW_HU if row["is_hu"] else ((row["value_min"] + row["value_max"]) / 2, max(1.0, row["value_max"] - row["value_min"]))
 
 
 def _areas(axes: Axes, slices: list[dict[str, Any]], labels: list[dict[str, Any]], hue: dict[str, str], shown: dict[str, Any]) -> None:
     """Area over position, against each label's largest; a dot is a slice, at its true place along the normal."""
-    from matplotlib import patheffects
-
     at = {row["image_id"]: row["position_mm"] for row in slices}
     area: dict[tuple[str, str], float] = defaultdict(float)
     for row in labels:
         area[row["label"], row["image_id"]] += row["area_mm2"] / 100
-    dark = [patheffects.withStroke(linewidth=3.2, foreground="#3a4652")]
+    dark = rim(3.2, "#3a4652")
     for label, colour in hue.items():
         largest = max(area[label, row["image_id"]] for row in slices) or 1.0
         x = [at[row["image_id"]] for row in slices]

@@ -6,14 +6,15 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 
-from medspark.demo.pictures import DPI, EMPTY, INK, PALE, STORED, TISSUE, Store, colours, merged, outline, round_length, scale_bar
+from medspark.demo.drawing import DPI, EMPTY, INK, PALE, STORED, TISSUE, colours, masked, merged, outline, rim, round_length, scale_bar
 from medspark.pixels import decode, masks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from medspark.lake.open import OpenLake
 
 SHEET = (3, 6)
 """Rows and columns of the contact sheet."""
@@ -30,29 +31,29 @@ TILE = [
 ]
 
 
-def _slide(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]] | None:
+def _slide(lake: OpenLake) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]] | None:
     """(slide, tiles of its first grid, labels of those tiles) of the slide with most labels."""
     best = None
-    for slide in store.rows("slides", SLIDE):
-        tiles = store.rows("tiles", TILE, pc.field("slide_id") == slide["slide_id"])
+    for slide in lake.rows("slides", SLIDE).to_pylist():
+        tiles = lake.rows("tiles", TILE, slide_id=slide["slide_id"]).to_pylist()
         grid = min((tile["grid_id"] for tile in tiles), default=None)
         tiles = [tile for tile in tiles if tile["grid_id"] == grid]
         here = {tile["image_id"] for tile in tiles}
-        labels = merged(row for row in store.labels(pc.field("parent_id") == slide["slide_id"]) if row["image_id"] in here)
-        if best is None or (len(labels), slide["slide_id"]) > (len(best[2]), best[0]["slide_id"]):
-            best = (slide, tiles, labels)
+        drawn = merged(row for row in masked(lake, parent_id=slide["slide_id"]) if row["image_id"] in here)
+        if best is None or (len(drawn), slide["slide_id"]) > (len(best[2]), best[0]["slide_id"]):
+            best = (slide, tiles, drawn)
     return best
 
 
-def tile_map(store: Store) -> Figure | None:
+def tile_map(lake: OpenLake) -> Figure | None:
     """Left: thumbnail, tissue outline, grid, tiles with and without stored pixels. Right: how much of each tile is labelled."""
     from matplotlib import pyplot as plt
     from matplotlib.patches import Patch, Rectangle
 
-    found = _slide(store)
+    found = _slide(lake)
     if found is None:
         return None
-    slide, tiles, labels = found
+    slide, tiles, drawn = found
     thumbnail = _thumbnail(slide)
     width, height = slide["width_l0_px"], slide["height_l0_px"]
     wide = max(width, *(tile["x_l0"] + tile["width_l0"] for tile in tiles))  # the last tiles reach over the slide's edge
@@ -64,7 +65,7 @@ def tile_map(store: Store) -> Figure | None:
     pale = 255 - (255 - thumbnail.mean(axis=-1, keepdims=True).repeat(3, axis=-1)) * 0.45
     _ground(left, thumbnail, slide)
     _ground(right, pale, slide)
-    _stored_tiles(left, store, slide, tiles)
+    _stored_tiles(left, lake, slide, tiles)
     stored = 0
     for tile in tiles:
         kept = tile["pixel_source"] != "none"
@@ -77,8 +78,8 @@ def tile_map(store: Store) -> Figure | None:
         )
         right.add_patch(Rectangle(*box, facecolor="none", edgecolor="#d5dae0", linewidth=0.5))
     _tissue(left, slide)
-    hue = colours([row["label"] for row in labels])
-    _heat(right, tiles, labels, hue)
+    hue = colours([row["label"] for row in drawn])
+    _heat(right, tiles, drawn, hue)
     extent = width * (slide["mpp_x_um"] or 1.0)
     length = round_length(extent)
     text = (f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm") if slide["mpp_x_um"] else f"{length:g} px"
@@ -105,21 +106,21 @@ def tile_map(store: Store) -> Figure | None:
     return figure
 
 
-def contact_sheet(store: Store) -> Figure | None:
+def contact_sheet(lake: OpenLake) -> Figure | None:
     """Tiles as stored, with the outlines of all labels on them."""
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
-    found = _slide(store)
+    found = _slide(lake)
     if found is None or not found[2]:
         return None
-    slide, tiles, labels = found
+    slide, tiles, drawn = found
     on: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in labels:
+    for row in drawn:
         on[row["image_id"]].append(row)
     chosen = _choose([tile for tile in tiles if tile["pixel_source"] != "none" and tile["image_id"] in on], on, SHEET[0] * SHEET[1])
-    pixels = store.pixels(slide["slide_id"], [tile["image_id"] for tile in chosen])
-    hue = colours([row["label"] for row in labels])
+    pixels = lake.images([tile["image_id"] for tile in chosen])
+    hue = colours([row["label"] for row in drawn])
     n_rows = -(-len(chosen) // SHEET[1])
     side = 1.52
     top, bottom, caption = 0.42, 0.5, 0.2
@@ -152,7 +153,7 @@ def contact_sheet(store: Store) -> Figure | None:
         weight="bold",
         va="center",
     )
-    lines = [Line2D([], [], color=colour, linewidth=3, path_effects=_rim(), label=label) for label, colour in hue.items()]
+    lines = [Line2D([], [], color=colour, linewidth=3, path_effects=rim(4.6, "#000000b0"), label=label) for label, colour in hue.items()]
     figure.legend(handles=lines, loc="lower center", ncol=6, frameon=False, fontsize=9, bbox_to_anchor=(0.5, 0.08 / high))
     return figure
 
@@ -201,14 +202,14 @@ def _ground(axes: Axes, picture: np.ndarray, slide: dict[str, Any]) -> None:
         spine.set_visible(False)
 
 
-def _stored_tiles(axes: Axes, store: Store, slide: dict[str, Any], tiles: list[dict[str, Any]]) -> None:
+def _stored_tiles(axes: Axes, lake: OpenLake, slide: dict[str, Any], tiles: list[dict[str, Any]]) -> None:
     """The stored tiles over the thumbnail, reduced: what has pixels in the lake is sharp."""
     from PIL import Image
 
     kept = [tile for tile in tiles if tile["pixel_source"] != "none"]
     if len(kept) > MAX_DRAWN_TILES:
         return
-    pixels = store.pixels(slide["slide_id"], [tile["image_id"] for tile in kept])
+    pixels = lake.images([tile["image_id"] for tile in kept])
     for tile in kept:
         small = Image.fromarray(pixels[tile["image_id"]]).resize((REDUCED_PX, REDUCED_PX), Image.Resampling.BOX)
         x, y = tile["x_l0"], tile["y_l0"]
@@ -225,12 +226,12 @@ def _tissue(axes: Axes, slide: dict[str, Any]) -> None:
     axes.contour(x, y, mask.astype(np.float32), [0.5], colors=[TISSUE], linewidths=1.3, zorder=4)
 
 
-def _heat(axes: Axes, tiles: list[dict[str, Any]], labels: list[dict[str, Any]], hue: dict[str, str]) -> None:
+def _heat(axes: Axes, tiles: list[dict[str, Any]], drawn: list[dict[str, Any]], hue: dict[str, str]) -> None:
     """Each tile's labels side by side in the tile, as strong as their share; the share in per cent where it is not tiny."""
     from matplotlib.patches import Rectangle
 
     share: dict[tuple[str, str], float] = defaultdict(float)
-    for row in labels:
+    for row in drawn:
         share[row["image_id"], row["label"]] += row["fraction"]
     for tile in tiles:
         here = [(label, min(1.0, share[tile["image_id"], label])) for label in hue if (tile["image_id"], label) in share]
@@ -263,9 +264,3 @@ def _below(columns: int) -> dict[str, Any]:
         "columnspacing": 1.1,
         "handletextpad": 0.5,
     }
-
-
-def _rim() -> list[Any]:
-    from matplotlib import patheffects
-
-    return [patheffects.withStroke(linewidth=4.6, foreground="#000000b0")]

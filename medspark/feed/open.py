@@ -12,12 +12,14 @@ from pyarrow import fs as pafs
 
 from medspark.errors import BadRequest
 from medspark.feed.card import Card, PartFile, parse
+from medspark.feed.decode import Decoder
 from medspark.lake.files import locate, storage_options
 
 if TYPE_CHECKING:
     from medspark.feed.augment import Augmentation
     from medspark.feed.cache import Cache
     from medspark.feed.reader import Reader
+    from medspark.feed.stream import Source
 
 CARD_PROPERTY = "medspark.card"
 NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@(\d+))?")
@@ -61,17 +63,34 @@ class Feed:
         augment: Augmentation | None = None,
         cache: Cache | None = None,
         workers: int | None = None,
+        bad_rows: Literal["stop", "skip"] = "stop",
+        store: tuple[pafs.FileSystem, str] | None = None,
     ) -> Reader:
         """Rank ``rank``'s share of a part in batches.
 
         workers : threads that decode; None: the cores that this process may use
-        Raises `BadRequest` for an unknown part, or a part with fewer row groups than ranks can share.
+        bad_rows : what happens at a row that cannot be decoded: "stop" raises `reader.BadRow`, "skip" blanks it in its batch and names it in ``bad``
+        store : where the feed's folder lies, if not where it was opened (a mirror, a mount)
+        Raises `BadRequest` for an unknown part, and for an augmentation that the images do not allow.
         """
+        from medspark.feed.stream import FeedReader, shares
+
+        if augment is not None:
+            augment.check(self.card)
+        plan = shares(self.card, part, batch_size, rank, ranks, seed)
+        filesystem, root = store or self.store()
+        source: Source
         if kind == "petastorm":
-            from medspark.feed.petastorm import PetastormReader as Kind
+            from medspark.feed.petastorm import PetastormSource
+
+            if cache is not None:
+                raise BadRequest("kind petastorm reads whole files by itself: the cache holds row groups; use kind arrow")
+            source = PetastormSource(self.card, part, filesystem, root)
         else:
-            from medspark.feed.arrow import ArrowReader as Kind  # type: ignore[assignment]
-        return Kind(self, part, batch_size, rank, ranks, seed, augment, cache, workers)
+            from medspark.feed.arrow import ArrowSource
+
+            source = ArrowSource(self.card, part, filesystem, root, plan, cache)
+        return FeedReader(self.card, part, plan, source, Decoder(self.card, workers, augment, seed, bad_rows))
 
 
 def parse_name(text: str) -> tuple[str, int | None]:

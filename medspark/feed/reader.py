@@ -1,14 +1,31 @@
-"""What a training loop asks of a feed: batches. Two implementations, `arrow.ArrowReader` and `petastorm.PetastormReader`, are tested equal."""
+"""What a training loop asks of a feed: batches. Two implementations (`stream.FeedReader` over `arrow` and over `petastorm`) are tested equal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from medspark.errors import MedsparkError
 from medspark.feed.card import Card
+
+
+class BadRow(MedsparkError):
+    """A row whose image or mask cannot be decoded."""
+
+    def __init__(self, row_id: str, reason: str) -> None:
+        super().__init__(f"row {row_id} of the feed cannot be decoded: {reason}")
+        self.row_id = row_id
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadRow], tuple[str, str]]:
+        return (BadRow, (self.row_id, self.reason))
+
+
+class MissingRows(MedsparkError):
+    """A file of the feed holds other rows than its card says."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,8 @@ class Reader(Protocol):
     """One rank's share of one part of a feed.
 
     ``steps_per_epoch`` is the same on every rank. Order is a function of (seed, epoch) alone.
+    bad : row_id -> reason    rows that could not be decoded, where the reader was opened with ``bad_rows="skip"`` (else they raise `BadRow`): they
+    keep their place in the batch, with image 0, masks 0, known 0, weight 0 and target NaN
     """
 
     card: Card
@@ -45,12 +64,19 @@ class Reader(Protocol):
     batch_size: int
     steps_per_epoch: int
 
+    @property
+    def bad(self) -> Mapping[str, str]: ...
+
     def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
         """Training batches of epoch ``number`` (from 0), from step ``first_step`` on: `steps_per_epoch` - first_step full batches."""
         ...
 
     def once(self) -> Iterator[Batch]:
         """Every row of this rank's share exactly once, in the feed's order, unaugmented; the last batch may be short. Raises where rows are missing."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What reading cost since the reader was opened: seconds waited for the store and for decoding, rows, bad rows; the cache's hits and bytes."""
         ...
 
     def close(self) -> None: ...

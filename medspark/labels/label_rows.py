@@ -189,16 +189,23 @@ def settle(pieces: dict[int, Piece], groups: Groups, overlap: str, rows: int, co
 
 @dataclass
 class LabelRows:
-    """Collects rows of ``labels`` and hands them out in bounded `Rows`."""
+    """Collects rows of ``labels`` and hands them out in bounded `Rows`.
+
+    source : the annotation file; None: nobody's (a model drew them)
+    origin, round : what ``labels.source`` and ``labels.round`` say
+    """
 
     ids: Ids
-    source: SourceFile
+    source: SourceFile | None
     now: datetime
+    origin: str = SOURCE
+    round: int = ROUND
     _records: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, group: Group, target: str, target_id: str, owner: Mapping[str, Any], **rest: Any) -> None:
         """One row. ``owner``: dataset, subject_key, parent_id of the target."""
-        identity = (target_id, group.label, group.instance_key, SOURCE, group.annotator, ROUND, self.source.source_id, group.role)
+        source_id = self.source.source_id if self.source is not None else None
+        identity = (target_id, group.label, group.instance_key, self.origin, group.annotator, self.round, source_id or "", group.role)
         record: dict[str, Any] = {
             "label_row_id": self.ids.label_row(*identity),
             "target": target,
@@ -212,12 +219,12 @@ class LabelRows:
             "code_scheme": group.code_scheme,
             "instance_key": group.instance_key,
             "role": group.role,
-            "source": SOURCE,
+            "source": self.origin,
             "annotator": group.annotator,
-            "round": ROUND,
+            "round": self.round,
             "confidence": group.confidence,
             "class_value": group.class_value,
-            "source_id": self.source.source_id,
+            "source_id": source_id,
             "created_at": self.now,
         }
         self._records.append({**record, **_NOTHING, **rest})

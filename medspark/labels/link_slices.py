@@ -5,7 +5,7 @@ Truth is taken whole or not at all: where one contour or plane of a structure do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -144,7 +144,12 @@ def _whole_images(
 def _pixel_mm2(slices: pa.Table) -> list[float | None]:
     """Area of a pixel of each image; None where its spacing is not the body's."""
     pairs = zip(column(slices, "pixel_spacing_mm"), column(slices, "pixel_spacing_source"), strict=True)
-    return [spacing[0] * spacing[1] if spacing and source in BODY_SPACING else None for spacing, source in pairs]
+    return [pixel_mm2(spacing, source) for spacing, source in pairs]
+
+
+def pixel_mm2(spacing_mm: Sequence[float] | None, source: str | None) -> float | None:
+    """Area of a pixel; None where its spacing is not known, or not the body's."""
+    return spacing_mm[0] * spacing_mm[1] if spacing_mm and source in BODY_SPACING else None
 
 
 class Rescale:
@@ -155,13 +160,16 @@ class Rescale:
         self._lut = column(slices, "modality_lut")
 
     def __call__(self, at: int, stored: np.ndarray) -> np.ndarray:
-        """Colour stays as it is: `measures` makes its luminance."""
-        slope, intercept, lut = self._slope[at], self._intercept[at], self._lut[at]
-        if stored.ndim == 3 or (lut is None and slope is None and intercept is None):
-            return stored
-        from medspark.series.rescale import to_values, unpack_lut
+        return rescaled(stored, self._slope[at], self._intercept[at], self._lut[at])
 
-        if lut is not None:
-            entries, first = unpack_lut(lut)
-            return to_values(stored, lut=entries, lut_first=first)
-        return to_values(stored, slope, intercept)
+
+def rescaled(stored: np.ndarray, slope: float | None, intercept: float | None, lut: bytes | None) -> np.ndarray:
+    """Values of one slice. Colour stays as it is: `measures` makes its luminance."""
+    if stored.ndim == 3 or (lut is None and slope is None and intercept is None):
+        return stored
+    from medspark.series.rescale import to_values, unpack_lut
+
+    if lut is not None:
+        entries, first = unpack_lut(lut)
+        return to_values(stored, lut=entries, lut_first=first)
+    return to_values(stored, slope, intercept)

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
+from medspark.errors import BadRequest
 from medspark.lake import owner
 from medspark.lake.files import PRIVATE, DataFile, admitted_paths
 from medspark.lake.store import Lake
@@ -78,6 +79,7 @@ class Batch:
         locks : source_id -> parent; done : which of the claimed ones the ledger has already. Returns the claimed source_ids (possibly none; then there is nothing to release).
         """
         wanted = sorted(set(sources))
+        refuse_second_writer(self.lake)
         while True:
             mine: list[str] = []
             busy = False
@@ -105,6 +107,7 @@ class Batch:
             break
         if not mine:
             return []
+        self._refuse_second_writer()
         threading.Thread(target=self._renew, daemon=True, name=f"lease-{self.batch_id[:8]}").start()
         # Another job may have closed and released these between our look at the ledger and our claim.
         over = done(mine) if done is not None else ledger_has(self.lake, mine, self.job, self.settings)
@@ -128,10 +131,20 @@ class Batch:
             return [self._file] if self._file else [], []
 
         self._file = None
+        refuse_second_writer(self.lake)
         self.lake.transact("claims", build, metadata=self.metadata, reads=True)
         if not others:
+            self._refuse_second_writer()
             threading.Thread(target=self._renew, daemon=True, name=f"lease-{self.batch_id[:8]}").start()
         return others
+
+    def _refuse_second_writer(self) -> None:
+        """Once more, with this batch's claim in place: of two that came in the same moment at least one sees the other, or its own claim gone."""
+        try:
+            refuse_second_writer(self.lake, self.batch_id)
+        except BadRequest:
+            self.release()
+            raise
 
     @property
     def key(self) -> str:
@@ -273,6 +286,23 @@ def gone(entry: Mapping[str, object]) -> bool:
     until = entry["lease_until"]
     assert isinstance(until, datetime)
     return owner.Owner.parse(str(entry["owner"])).dead() or until.astimezone(UTC) < datetime.now(UTC)
+
+
+def refuse_second_writer(lake: Lake, mine: str = "") -> None:
+    """Raises `BadRequest` where another process has a batch open on a lake that cannot keep two writers apart (`Lake.excludes_writers`).
+
+    mine : a batch whose claim was committed; that it is not there any more is another writer's doing, too
+    """
+    if lake.excludes_writers:
+        return
+    there = open_batches(lake)
+    others = [batch for batch, entry in there.items() if not gone(entry) and entry["owner"] != str(owner.current())]
+    if others or (mine and mine not in there):
+        who = f"batch {others[0]} is open" if others else "this job's claim was overwritten"
+        raise BadRequest(
+            f"--lake {lake.uri}: another job writes to this lake ({who}), and on S3 without a log store that keeps two writers apart commits "
+            "would be lost; wait until it has ended, or set spark.delta.logStore.s3a.impl in all jobs (docs/clusters.md, Object stores)"
+        )
 
 
 def recover_dead(lake: Lake, finish: Callable[[str], None] | None = None) -> list[tuple[str, str]]:

@@ -11,9 +11,8 @@ import csv
 import json
 import tempfile
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pyarrow import fs as pafs
@@ -26,7 +25,7 @@ from medspark.labels.export import coco, geojson, values
 from medspark.labels.link_tiles import Tile
 from medspark.lake import sql
 from medspark.lake.export_files import csv_line, lines_of, replaced
-from medspark.lake.export_task import Exporter
+from medspark.lake.export_task import Exporter, Result
 from medspark.lake.files import locate
 from medspark.lake.session import cores
 from medspark.lake.store import Lake
@@ -87,25 +86,6 @@ class Request:
             )
 
 
-@dataclass
-class Result:
-    """What an export wrote."""
-
-    files: int = 0
-    label_rows: int = 0
-    parents: int = 0
-    rejected: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    left_out: dict[str, int] = field(default_factory=dict)
-
-    def said(self) -> dict[str, Any]:
-        """What the summary adds: reasons of rejections by code, rows that the format cannot say, how shapes came about."""
-        counts = {name: count for name, count in sorted(self.counts.items()) if count}
-        optional = {"rejections": dict(sorted(self.reasons.items())), "left_out": dict(sorted(self.left_out.items()))}
-        return {**counts, **{name: value for name, value in optional.items() if value}}
-
-
 def export(lake: Lake, request: Request, restore: Callable[[bytes, str], bytes] | None = None) -> Result:
     """Writes the files of a query into ``request.out``.
 
@@ -126,10 +106,7 @@ def export(lake: Lake, request: Request, restore: Callable[[bytes, str], bytes] 
         parents = rows.select("parent_id").distinct().count()
         parts = _run(lake, _images(lake, rows, request.format), work, parents)
         for part in parts:
-            for name in ("files", "label_rows", "parents", "rejected"):
-                setattr(result, name, getattr(result, name) + part[name])
-            result.counts.update(part["counts"])
-            result.reasons.update(part["reasons"])
+            result.add(part["made"])
         if restore is not None:
             _restore(filesystem, root, stage, parts, restore)
         _lists(filesystem, root, stage, parts, request.format, numbered)
@@ -166,9 +143,9 @@ def _labels(chosen: DataFrame, roles: Sequence[str]) -> tuple[list[tuple[str, st
     result, labels = Result(), dict[str, tuple[str | None, str | None]]()
     for row in rows:
         if not row.pixels:
-            result.left_out["without_pixels"] = result.left_out.get("without_pixels", 0) + row.n
+            result.left_out["without_pixels"] += row.n
         elif row.role not in roles:
-            result.left_out[f"role_{row.role}"] = result.left_out.get(f"role_{row.role}", 0) + row.n
+            result.left_out[f"role_{row.role}"] += row.n
         else:
             labels[row.label] = max(labels.get(row.label, (None, None)), tuple(row.coded), key=lambda coded: coded[0] is not None)
     return [(label, *labels[label]) for label in sorted(labels)], result

@@ -24,21 +24,44 @@ from medspark.lake.link import to_level_0
 
 
 @dataclass
-class Part:
-    """What a task has made: totals, and lists in files of the stage."""
+class Result:
+    """What an export wrote, or a task's part of it."""
 
-    first: str
     files: int = 0
     label_rows: int = 0
     parents: int = 0
     rejected: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Takes the fields of another one in, as JSON brings them."""
+        for name, value in part.items():
+            mine = getattr(self, name)
+            if isinstance(mine, Counter):
+                mine.update(value)
+            else:
+                setattr(self, name, mine + value)
+
+    def said(self) -> dict[str, Any]:
+        """What the summary adds: reasons of rejections by code, rows that the format cannot say, how shapes came about."""
+        counts = {name: count for name, count in sorted(self.counts.items()) if count}
+        optional = {"rejections": dict(sorted(self.reasons.items())), "left_out": dict(sorted(self.left_out.items()))}
+        return {**counts, **{name: value for name, value in optional.items() if value}}
+
+
+@dataclass
+class Part:
+    """What a task has made: totals, and lists in files of the stage. ``first`` : its first parent."""
+
+    first: str
+    made: Result = field(default_factory=Result)
     lists: dict[str, str] = field(default_factory=dict)
 
     def refuse(self, parent_id: str, code: str, reason: str, lists: Lists) -> None:
-        self.rejected += 1
-        self.reasons[code] += 1
+        self.made.rejected += 1
+        self.made.reasons[code] += 1
         lists.row("rejected", (parent_id, code, reason))
 
 
@@ -75,7 +98,7 @@ class Exporter:
         lists = Lists(filesystem, self.stage)
         for parent_id, rows in groupby(_rows(batches), key=lambda row: row["parent_id"]):
             part = part or Part(parent_id)
-            part.parents += 1
+            part.made.parents += 1
             try:
                 parent = Parent.of(parent_id, list(rows))
                 for item in self._items(parent, lists, part):
@@ -88,14 +111,14 @@ class Exporter:
                 part.refuse(parent_id, "LABEL_FORMAT", unexpected(error), lists)
         if part is not None:
             part.lists = lists.close()
-            yield pa.RecordBatch.from_pydict({"said": [json.dumps(part.__dict__)]})
+            yield pa.RecordBatch.from_pydict({"said": [json.dumps({**part.__dict__, "made": part.made.__dict__})]})
 
     def _items(self, parent: Parent, lists: Lists, part: Part) -> Iterator[Item]:
         if self.format == "coco":
             for line in coco.entries(parent.masks, self.values):
                 lists.text("coco", line + "\n")
-            part.label_rows += len(parent.masks)
-            part.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
+            part.made.label_rows += len(parent.masks)
+            part.made.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
             return
         makers = {"seg": self._seg, "nifti": self._nifti, "png": self._png, "geojson": self._geojson}
         yield from makers[self.format](parent, part)
@@ -103,8 +126,8 @@ class Exporter:
     def _write(self, filesystem: pafs.FileSystem, root: str, item: Item, parent: Parent, lists: Lists, part: Part) -> None:
         with replaced(filesystem, f"{self.stage if self.staged else root}/{item.name}") as stream:
             item.write(stream)
-        part.files += 1
-        part.label_rows += item.label_rows
+        part.made.files += 1
+        part.made.label_rows += item.label_rows
         reader = item.reader
         whose = (reader.source, reader.source_id, reader.annotator, reader.round) if reader else ("", "", "", "")
         lists.row("pairs", (item.image, item.name, *whose))
@@ -118,12 +141,12 @@ class Exporter:
         for reader, masks in readers.items():
             for number, written in enumerate(seg.write(series, masks, Ids(None))):
                 name = f"{parent.parent_id}{suffix(reader, list(readers))}{f'-{number + 1}' if number else ''}.dcm"
-                part.counts["fractional"] += written.fractional
+                part.made.counts["fractional"] += written.fractional
                 yield Item(name, parent.parent_id, reader, written.label_rows, _giving(written.data()))
 
     def _nifti(self, parent: Parent, part: Part) -> Iterator[Item]:
         series = parent.must_be_series("a NIfTI volume is made of the slices of a series; use geojson, coco or png")
-        part.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
+        part.made.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
         readers = by_reader(parent.masks)
         for reader, masks in readers.items():
             for volume in nifti.write(series, masks, self.values):
@@ -133,7 +156,7 @@ class Exporter:
                 yield Item(name, parent.parent_id, reader, volume.label_rows, _giving(volume.data))
 
     def _png(self, parent: Parent, part: Part) -> Iterator[Item]:
-        part.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
+        part.made.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
         bits = 8 * values.value_type(self.values)().itemsize
 
         def drawn(rows: int, cols: int, stripes: Iterator[Any]) -> Callable[[IO[bytes]], None]:
@@ -158,7 +181,7 @@ class Exporter:
     def _geojson(self, parent: Parent, part: Part) -> Iterator[Item]:
         if parent.series is not None:
             raise Rejected("UNKNOWN_KIND", "GeoJSON is in pixels of one picture, not of a series; use seg, nifti, coco or png")
-        part.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
+        part.made.counts["thresholded"] += sum(mask.fractional for mask in parent.masks)
         for image, name, masks, canvas in parent.pictures():
             regions = self._regions(parent.slide, masks) if parent.slide is not None else None
             place = canvas or Canvas(masks[0].rows, masks[0].cols)
@@ -166,7 +189,7 @@ class Exporter:
             def write(stream: IO[bytes], place: Canvas = place, masks: list[Mask] = masks, regions: pa.Table | None = regions) -> None:
                 def counted() -> Iterator[geojson.Feature]:
                     for feature in geojson.features(place, masks, regions):
-                        part.counts["as_drawn" if feature.drawn else "traced"] += 1
+                        part.made.counts["as_drawn" if feature.drawn else "traced"] += 1
                         yield feature
 
                 for piece in geojson.document(counted()):

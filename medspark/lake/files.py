@@ -24,6 +24,8 @@ from medspark.tables.catalog import TABLES
 STRING_STATISTICS = 32  # Delta cuts strings in statistics at this length
 INDEXED_COLUMNS = 32  # Delta gathers statistics on the first 32 columns; the catalogue puts keys there
 NARROW_FILE_BYTES = 48 << 20  # narrow files of 32 to 64 MB keep min/max statistics selective
+GROUP_ROWS = 65_536  # rows of a row group
+GROUP_BYTES = 16 << 20  # in memory; rows with masks or thumbnails make a row group long before GROUP_ROWS
 FULL = "No space left on device"  # in the text of every error that a full disk causes, Python's, Arrow's and the JVM's
 PRIVATE = "_medspark"  # journals, stages and the lake's own card; Delta ignores folders that begin with an underscore
 
@@ -98,7 +100,7 @@ def write_parquet(filesystem: pafs.FileSystem, path: str, data: pa.Table, relati
     with filesystem.open_output_stream(path) as stream:
         collector: list[pq.FileMetaData] = []
         writer = pq.ParquetWriter(stream, data.schema, compression="zstd", metadata_collector=collector)
-        writer.write_table(data, row_group_size=65_536)
+        writer.write_table(data, row_group_size=max(1, min(GROUP_ROWS, data.num_rows * GROUP_BYTES // max(1, data.nbytes))))
         writer.close()
     size = filesystem.get_file_info(path).size
     return DataFile(relative, size, data.num_rows, statistics(collector[0], names[:INDEXED_COLUMNS]))

@@ -27,7 +27,7 @@ from medspark.config import Config
 from medspark.deid.crosswalk import Crosswalk
 from medspark.errors import UNCOUNTED_CODES, BadRequest
 from medspark.keys import Ids
-from medspark.lake import derive, link, meetings, tasks
+from medspark.lake import card, derive, kpi, link, meetings, tasks
 from medspark.lake.batch import Batch, recover_dead
 from medspark.lake.explode import Exploder, TaskResult
 from medspark.lake.files import PRIVATE
@@ -88,6 +88,8 @@ class Summary:
     duplicates: int = 0
     new_sources: int = 0
     rejected_sources: int = 0
+    images: int = 0
+    input_bytes: int = 0
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("start", "scan", "plan", "explode", "commit"), 0.0))
     versions: dict[str, int] = field(default_factory=dict)
@@ -99,7 +101,7 @@ class Summary:
         try:
             yield
         finally:
-            self.stages[stage] += time.monotonic() - started
+            self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - started
 
     def json(self) -> dict[str, Any]:
         said = {
@@ -157,6 +159,7 @@ class Ingest:
         self.lake.spark.sparkContext.setJobGroup(self.run_id, f"medspark {self.kind.job}")
         if not self.request.dry_run:
             with self.summary.timed("commit"):
+                card.check_key(self.lake.uri, self.ids, create=True)  # the card comes with the tables: who is refused before leaves none
                 self.lake.ensure([*WRITES[self.kind.job], *ALWAYS])
                 self.lake.warm("claims")
                 recovered = recover_dead(self.lake, self._finisher())
@@ -166,7 +169,10 @@ class Ingest:
 
     def ledger(self) -> Ledger:
         with self.summary.timed("scan"):
-            again = damage.load(self.lake).sources(self.kind.job, self.fingerprint)
+            listed = damage.load(self.lake)
+            if listed.records and not listed.lost and not self.request.dry_run:
+                damage.clear(self.lake)  # whoever mended it did not come to this any more
+            again = listed.sources(self.kind.job, self.fingerprint)
             return Ledger(self.lake, self.kind.job, self.fingerprint, self.request.retry_rejected, self._uri, again)
 
     def close(self) -> Summary:
@@ -396,6 +402,8 @@ class Ingest:
         batch.close(self._ledger(dataset, sources, images, rejections, now))
         self.summary.written.update(written)
         self.summary.written["sources"] += len(sources)
+        self.summary.images += sum(images.values())
+        self.summary.input_bytes += sum(max(one.found.size, 0) for one in sources.values())
         finish(self.lake, self.ids, self.settings, self.run_id, batch.batch_id, self.summary)
         batch.release()
         stage.clear()
@@ -496,24 +504,15 @@ def finish(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str, s
             summary.written[table] += count
 
 
-def record_kpi(lake: Lake, summary: Summary) -> None:
-    """Seconds per stage and rows per second of the run, as rows of ``kpi``."""
-    now = datetime.now(UTC)
-    values = {f"{stage}_s": (value, "s") for stage, value in summary.stages.items()} | {"total_s": (summary.seconds, "s")}
-    rows = Rows.of(
-        "kpi",
-        [
-            {
-                "job": summary.job,
-                "metric": metric,
-                "value": value,
-                "unit": unit,
-                "recorded_at": now,
-                "context": {"new_sources": str(summary.new_sources)},
-            }
-            for metric, (value, unit) in values.items()
-        ],
-    )
-    file = lake.write_file("kpi", [rows.to_arrow(summary.run_id, "")], f"part-{summary.run_id}.parquet")
-    lake.transact("kpi", [file] if file else [], metadata=lake.user_metadata(run=summary.run_id))
-    summary.written["kpi"] += len(rows)
+def record_kpi(lake: Lake, summary: Summary, annotation_min: float | None = None) -> None:
+    """Seconds per stage, time and rates of pre-processing, as rows of ``kpi``.
+
+    annotation_min : minutes that people spent on these annotations; counted once, by the run that brings them
+    """
+    stages = {f"{stage}_s": (value, "s") for stage, value in summary.stages.items()} | {"total_s": (summary.seconds, "s")}
+    worked = sum(value for stage, value in summary.stages.items() if stage != "start")
+    values = stages | kpi.work("toppi_s", worked, summary.images, summary.input_bytes)
+    if annotation_min is not None and summary.new_sources:
+        values["annotation_min"] = (annotation_min, kpi.UNITS["annotation_min"])
+    context = {"new_sources": str(summary.new_sources), "images": str(summary.images)}
+    summary.written["kpi"] += kpi.record(lake, summary.run_id, summary.job, values, context)

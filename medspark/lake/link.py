@@ -24,16 +24,18 @@ from medspark.lake import photo_meetings, tasks
 from medspark.lake.batch import Batch
 from medspark.lake.derive import drop_where
 from medspark.lake.explode import StageWriter, TaskResult
-from medspark.lake.files import PRIVATE, admitted_paths, batches_of, locate, read_where
+from medspark.lake.files import PRIVATE, admitted_paths, locate, read_where
 from medspark.lake.meetings import JOB, TRUTH, Meeting, linked, meetings_of, orphans, refs_where
 from medspark.lake.pixels import PixelReader
 from medspark.lake.session import cores
 from medspark.lake.stage import Stage
 from medspark.lake.store import Lake
+from medspark.lake.truth import TruthReader
 from medspark.tables.catalog import TABLES
 from medspark.tables.rows import Rejection, Rows, rejected_rows
 from medspark.tables.work import SourceFile
 
+ITSELF = "the file is itself the image that it would label; a picture of few colours may look like a label image"
 PLANE_BATCH = 16  # planes read at once: a mask band of a large slide may hold some MB
 
 SLICE_COLUMNS = [column.name for column in TABLES["slices"].columns if column.name not in ("header_json", "series_attributes")]
@@ -129,12 +131,16 @@ class Linker:
         filesystem, root, _ = locate(self.lake_uri)
         result = TaskResult(partition)
         stage = StageWriter(filesystem, f"{root}/{PRIVATE}/{self.batch_id}", partition, result)
+        truth = {table: TruthReader(filesystem, table) for table in TRUTH}
         for together in photo_meetings.together(items):
             photos = self._photos(filesystem, together) if together[0][0].shard else None
             for meeting, source in together:
                 try:
                     watch(source, meeting.unit)
-                    found = self._meet(filesystem, meeting, source) if photos is None else self._meet_photos(photos, meeting, source, watch)
+                    if photos is None:
+                        found = self._meet(filesystem, truth, meeting, source)
+                    else:
+                        found = self._meet_photos(photos, meeting, source, watch)
                     for item in found:
                         if isinstance(item, Rejection):
                             result.rejections.append(item)
@@ -149,16 +155,18 @@ class Linker:
         stage.close()
         yield result
 
-    def _meet(self, filesystem: Any, meeting: Meeting, source: SourceFile) -> Iterator[Rows | Rejection]:
+    def _meet(self, filesystem: Any, truth: Mapping[str, TruthReader], meeting: Meeting, source: SourceFile) -> Iterator[Rows | Rejection]:
         from medspark.labels.link import link_slices, link_tiles
 
         files = self.files[f"{meeting.source_id}/{meeting.unit}"]
         mine = _belongs(meeting)
-        regions = read_where(filesystem, "regions", files["regions"], mine)
-        planes = _stream_planes(filesystem, files["planes"], mine)
+        regions = truth["regions"].whole(files["regions"], meeting.source_id, mine)
+        planes = _few(truth["planes"](files["planes"], meeting.source_id, mine))
         values = PixelReader(filesystem, files["pixels"], meeting.slide_id)
         if meeting.grid_id:
             slide = read_where(filesystem, "slides", files["slides"], pc.field("slide_id") == meeting.slide_id).to_pylist()[0]
+            if slide["source_id"] == meeting.source_id:
+                raise Rejected("LABEL_FORMAT", ITSELF)
             grid = read_where(filesystem, "grids", files["grids"], pc.field("grid_id") == meeting.grid_id).to_pylist()[0]
             tiles = read_where(filesystem, "tiles", files["tiles"], pc.field("grid_id") == meeting.grid_id)
             regions = to_level_0(regions, slide)
@@ -166,6 +174,8 @@ class Linker:
             return
         where = (pc.field("series_instance_id") == meeting.series_instance_id) & (pc.field("dataset") == meeting.dataset)
         slices = read_where(filesystem, "slices", files["slices"], where, SLICE_COLUMNS)
+        if slices.column("source_id").unique().to_pylist() == [meeting.source_id]:
+            raise Rejected("LABEL_FORMAT", ITSELF)
         only = set(slices.filter(pc.equal(slices.column("batch_id"), meeting.batch_id)).column("image_id").to_pylist())
         series = read_where(filesystem, "series", files["series"], where).to_pylist()
         values = PixelReader(filesystem, files["pixels"], "")
@@ -189,6 +199,9 @@ class Linker:
         mine = pc.field("source_id") == meeting.source_id
         shard = (pc.field("batch_id") == meeting.batch_id) & (pc.field("dataset") == meeting.dataset)
         here = photos.photos.filter(shard & pc.starts_with(pc.field("source_id"), meeting.shard))
+        if here.filter(mine).num_rows:
+            yield Rejection(source.source_id, source.uri, "link", "LABEL_FORMAT", ITSELF)
+            here = here.filter(~mine)
         regions, planes = photos.regions.filter(mine), photos.planes.filter(mine)
         yield from link_photos(here, regions, planes, values, source, self.ids, self.settings, self.now)
 
@@ -199,11 +212,11 @@ def _cost_s(meeting: Meeting) -> float:
 
 
 def _belongs(meeting: Meeting) -> pc.Expression:
-    """Rows of the file that name this parent. On a series every plane and instance reference comes along: its slices sort them out."""
+    """Which rows of the file name this parent. On a series every plane and instance reference comes along: its slices sort them out."""
     named = pc.field("ref_image").isin(pa.array(meeting.refs, pa.string()))
     if not meeting.grid_id:
         named = named | pc.starts_with(pc.field("ref_image"), "sop:") | pc.starts_with(pc.field("ref_image"), "plane:")
-    return (pc.field("source_id") == meeting.source_id) & named
+    return named
 
 
 def to_level_0(regions: pa.Table, slide: Mapping[str, Any]) -> pa.Table:
@@ -220,10 +233,9 @@ def to_level_0(regions: pa.Table, slide: Mapping[str, Any]) -> pa.Table:
     return regions.set_column(place, regions.schema.field(place), pa.array(rings, regions.schema.field(place).type))
 
 
-def _stream_planes(filesystem: Any, files: Sequence[str], where: pc.Expression) -> Iterator[pa.Table]:
-    """Planes of one annotation file in its own order, a few at a time."""
-    for batch in batches_of(filesystem, files):
-        rows = pa.Table.from_batches([batch]).filter(where)
+def _few(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The planes a few at a time."""
+    for rows in pieces:
         for start in range(0, rows.num_rows, PLANE_BATCH):
             yield rows.slice(start, PLANE_BATCH)
 

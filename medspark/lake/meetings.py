@@ -113,8 +113,8 @@ class Images:
         self.by: dict[str, dict[str, set[tuple[str, ...]]]] = {}
 
     @classmethod
-    def answering(cls, lake: Lake, refs: Iterable[Ref]) -> Images:
-        """Those of the whole lake that one of the references may mean."""
+    def answering(cls, lake: Lake, refs: Iterable[Ref], photos: pc.Expression | None = None) -> Images:
+        """Those of the whole lake that one of the references may mean. ``photos`` : of the photos only such rows."""
         images, wanted = cls(lake), {}  # type: Images, dict[str, set[str]]
         for ref in refs:
             kind, key = ref.key
@@ -126,7 +126,7 @@ class Images:
             images._slices(where)
         where = any_of(wanted, PHOTO_NAMES)
         if where is not None:
-            images._photos(where)
+            images._photos(where if photos is None else where & photos)
         return images
 
     @classmethod

@@ -175,6 +175,12 @@ class OpenLake:
             raise BadRequest(f"image {image_id} is no slice: only slices have rescaled values")
         return _values(stored, found[0])
 
+    def images(self, image_ids: Iterable[str]) -> dict[str, np.ndarray]:
+        """image_id -> stored array, of those of the images that have pixels; each row group of ``pixels`` is read once."""
+        wanted = list(image_ids)
+        files = [file["path"] for file in admitted(self.files("pixels"), "image_id", wanted)]
+        return PixelReader(self._lake.filesystem, files, "")(wanted)
+
     def _reader(self, column: str, value: str) -> PixelReader:
         """Reads stored arrays of one parent; an image_id and its parent's id begin with the same digits."""
         files = [file["path"] for file in admitted(self.files("pixels"), column, [value])]
@@ -216,6 +222,14 @@ class OpenLake:
         if row["mask"] is None:
             raise BadRequest(f"label {label_row_id} ({row['label']}) has no pixels")
         return _mask(row)
+
+    def masks(self, **equal: Any) -> dict[str, np.ndarray]:
+        """label_row_id -> mask, (rows, cols) bool, of the labels with these values: ``lake.masks(image_id=...)``, ``lake.masks(parent_id=...)``.
+
+        Labels without pixels are left out. All masks are in memory at once: ask by image, or by a parent of some hundred images.
+        """
+        rows = self.rows("labels", ("label_row_id", *MASK), **equal).to_pylist()
+        return {row["label_row_id"]: _mask(row) for row in rows if row["mask"] is not None}
 
     def show(self, image_id: str, labels: bool = True, window: tuple[float, float] | None = None) -> Picture:
         """The image as a picture, with the outlines and names of its labels; a notebook shows it, ``.save(path)`` writes it.

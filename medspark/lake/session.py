@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -29,8 +30,11 @@ DEFAULTS = {  # conf/spark-defaults.conf says the same to spark-submit; these ho
 DAEMON = "medspark.lake.daemon"  # what Python workers are forked from
 
 
-def build(app: str, options: Mapping[str, str] | None = None, ui: bool = False) -> SparkSession:
-    """The session of a job: Delta's catalogue, UTC, quiet; a master from spark-submit or ``local[*,4]`` (a task is tried four times)."""
+def build(app: str, options: Mapping[str, str] | None = None, ui: bool = False, once: bool = False) -> SparkSession:
+    """The session of a job: Delta's catalogue, UTC, quiet; a master from spark-submit or ``local[*,4]`` (a task is tried four times).
+
+    once : the first task that fails fails its job (ranks of a training run: one alone cannot be started again)
+    """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else tasks start another Python than the driver's
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "mimalloc")  # Arrow 14's default allocator collapses on big blobs
     builder = SparkSession.builder.appName(app)
@@ -47,6 +51,10 @@ def build(app: str, options: Mapping[str, str] | None = None, ui: bool = False) 
             builder = builder.config(key, value)
     elif dict(options or {}).get("spark.authenticate") == "true":
         _check_secret()
+    if once:
+        builder = builder.config("spark.task.maxFailures", "1")
+        if (local := re.fullmatch(r"local(?:\[([^,\]]+)(?:,[^\]]*)?\])?", master or "")) is not None:
+            builder = builder.master(f"local[{local[1] or 1},1]")
     if (master or "").startswith("local"):  # on other machines medspark may come with the job, too late for this process
         builder = builder.config("spark.python.daemon.module", DAEMON)
     for key, value in {**DELTA, "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "mimalloc", **dict(options or {})}.items():
@@ -73,7 +81,7 @@ def _check_secret() -> None:
 
 def warm_workers(spark: SparkSession) -> None:
     """Starts the process that Python workers are forked from, on a thread of its own: it imports its libraries while the driver looks at the lake."""
-    if not spark.sparkContext.master.startswith("local"):
+    if not (spark.sparkContext.master or "").startswith("local"):
         return
     one = spark.sparkContext.parallelize([0], 1)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # reading needs no Spark: neither `open_lake` nor `status` im
     from pyspark.sql import DataFrame, SparkSession
 
 RETRYABLE = ("Concurrent", "ProtocolChanged", "MetadataChanged", "FileAlreadyExists")
+S3 = ("s3a", "s3")  # whose client replaces a file without asking, where every other file system refuses to create it twice
 ATTEMPTS = 40  # with the pauses below about a minute: longer than any commit that another job may be making
 
 
@@ -51,6 +52,20 @@ class Lake:
         self._lock = threading.Lock()
         self._known: set[str] = set()
         self._checked: set[str] = set()
+
+    @property
+    def excludes_writers(self) -> bool:
+        """Whether no two writers can commit the same version: everywhere but on S3 without a log store that keeps them apart.
+
+        Delta's default there (S3SingleDriverLogStore) excludes the threads of one driver only; another store is taken at its word.
+        """
+        scheme = self.uri.partition("://")[0]
+        if scheme not in S3:
+            return True
+        chosen = [
+            str(self.spark.conf.get(name, "") or "") for name in (f"spark.delta.logStore.{scheme}.impl", "spark.delta.logStore.class")
+        ]
+        return any(name and not name.endswith("S3SingleDriverLogStore") for name in chosen)
 
     # ---- paths and files
 

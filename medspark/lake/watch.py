@@ -19,10 +19,11 @@ from pyarrow import fs as pafs
 
 from medspark.errors import BadRequest
 from medspark.keys import Ids
+from medspark.lake.archive import is_archive
 from medspark.lake.arrivals import Arrivals
 from medspark.lake.files import PRIVATE, locate
 from medspark.lake.ingest import Ingest, Summary
-from medspark.lake.scan import Found, Scanned, to_path, walk
+from medspark.lake.scan import Found, Scanned, opened_up, to_path, walk
 from medspark.series.dicomweb import is_address
 
 log = logging.getLogger("medspark.watch")
@@ -44,6 +45,7 @@ class Watch:
         self.arrivals = Arrivals(self.settle_s, 0.0 if once else settings.series.quiet_s)
         self.stop, self.told = threading.Event(), threading.Event()  # an end for whatever reason; SIGTERM
         self.error: BaseException | None = None
+        self._exhausted: set[Found] = set()  # archives of which everything is in the ledger: their directories are not read again
         self._working = threading.Lock()
 
     def run(self) -> Summary:
@@ -136,9 +138,10 @@ class Watch:
             log.warning("the folder cannot be listed; the next look tries again", extra={"said": {"error": type(error).__name__}})
             return taken
         for chunk in self._chunks([[found] for found in settled]):
-            scanned = [one for one in self.ingest.scan(self.dataset, chunk) if _unchanged(one.found)]
+            asked = set(chunk)  # a DICOMDIR also names files that are not there yet: they are no concern of this look
+            scanned = [one for one in self.ingest.scan(self.dataset, chunk) if one.found in asked and _unchanged(one.found)]
             self.arrivals.hold(scanned, self.ingest.parents(self.dataset, scanned))
-            for found in set(chunk) - {one.found for one in scanned}:
+            for found in asked - {one.found for one in scanned}:
                 self.arrivals.put_back(found, time.monotonic())
             if self.stop.is_set():
                 return taken
@@ -150,10 +153,22 @@ class Watch:
         return taken
 
     def _unknown(self) -> Iterator[Found]:
+        """What the ledger does not know, archives opened up as for ``--input``: their members are files of their own.
+
+        A member waits for its own series, so the archive's own row may be in the ledger before those of its members.
+        """
         self.ledger.refresh()
-        for found in walk(self.folders, [], self.ingest.access, self.ingest.lake.spark):
-            if not self.ledger.knows(self.dataset, found):
-                yield found
+        kind, guard = self.ingest.kind, self.ingest.settings.guard
+        for file in walk(self.folders, [], self.ingest.access, self.ingest.lake.spark):
+            if file in self._exhausted:
+                continue
+            whole = True
+            for found in opened_up([file], kind, guard):
+                if not self.ledger.knows(self.dataset, found):
+                    whole = False
+                    yield found
+            if whole and is_archive(file.uri):
+                self._exhausted.add(file)
 
     def _chunks(self, groups: Sequence[Sequence[Any]]) -> Iterator[list[Any]]:
         """Batches bounded by count and bytes as everywhere, whole groups together where they fit."""
@@ -179,16 +194,24 @@ def _found(one: Found | Scanned) -> Found:
 
 
 def _unchanged(found: Found) -> bool:
-    """Whether the file is still the one that was listed: nobody wrote into it while it was read."""
-    if found.uri.startswith("file://"):
+    """Whether the file is still the one that was listed: nobody wrote into it while it was read. A member has its archive's time.
+
+    A member that the listing refuses (encrypted, a place outside) was not read at all.
+    """
+    if found.fault is not None and not found.archive:
+        return True
+    uri = found.uri if found.member is None else found.member.archive
+    if uri.startswith("file://"):
         try:
-            stat = os.stat(to_path(found.uri))
+            stat = os.stat(to_path(uri))
         except FileNotFoundError:
             return False
-        return (stat.st_size, stat.st_mtime_ns // 1000) == (found.size, found.modified_us)
-    filesystem, path, _ = locate(found.uri)
-    info = filesystem.get_file_info(path)
-    return (info.size, (info.mtime_ns or 0) // 1000) == (found.size, found.modified_us)
+        size, modified_us = stat.st_size, stat.st_mtime_ns // 1000
+    else:
+        filesystem, path, _ = locate(uri)
+        info = filesystem.get_file_info(path)
+        size, modified_us = info.size, (info.mtime_ns or 0) // 1000
+    return modified_us == found.modified_us and (found.member is not None or size == found.size)
 
 
 def check(folder: str, once: bool, retry_rejected: bool, dry_run: bool) -> None:

@@ -12,8 +12,6 @@ from medspark.errors import Rejected, SkippedSource
 from medspark.photos import arrays, read
 from medspark.tables.names import basename
 
-MASK_NAMES = r"(?i)[-_.](mask|seg|segmentation|labels?)(\.[A-Za-z]+)+$"
-"""File names that say that a picture is a mask: ``lesion1_mask.png``. The default of ``--exclude``."""
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".npz")
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".ome.tif", ".ome.tiff")
 

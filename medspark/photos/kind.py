@@ -16,6 +16,7 @@ from medspark.photos import explode as explode_module
 from medspark.photos import header
 from medspark.photos import plan as plan_module
 from medspark.photos.classes import Classes, read_classes
+from medspark.tables.names import MASK_NAMES
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import Plan, SourceFile, Unit, Watch
 
@@ -30,7 +31,7 @@ class PhotosKind:
     """
 
     classes: Classes = Classes()
-    exclude: str = header.MASK_NAMES
+    exclude: str = MASK_NAMES
     fingerprint: str = ""
     job: str = "ingest_photos"
     source_kind: str = "photo"
@@ -56,7 +57,7 @@ def photos_kind(
     class_pattern: str = "",
     labels: str | Path | None = None,
     names: Mapping[Any, tuple[str, str]] | None = None,
-    exclude: str = header.MASK_NAMES,
+    exclude: str = MASK_NAMES,
 ) -> PhotosKind:
     """The kind for the options of ``ingest_photos``; raises `BadRequest`. ``names``: value of an array's labels -> (label, role)."""
     try:
@@ -64,7 +65,7 @@ def photos_kind(
     except re.error as error:
         raise BadRequest(f"--exclude: not a regular expression ({error})") from None
     classes = read_classes(class_from, class_pattern, labels, names)
-    plain = not classes.fingerprint and exclude == header.MASK_NAMES
+    plain = not classes.fingerprint and exclude == MASK_NAMES
     return PhotosKind(classes, exclude, "" if plain else repr((classes.fingerprint, exclude)))
 
 

@@ -115,9 +115,12 @@ def photos(path: str, form: Format, guard: Guard) -> Iterator[tuple[int, Photo]]
             for index, page in _pages(file, guard):
                 yield index, _tiff(page)
         return
-    data = _bytes(path)
-    read = {"jpeg": _jpeg, "png": _png, "bmp": _bmp}[form]
-    yield 0, read(data, guard)
+    yield 0, photo(_bytes(path), form, guard)
+
+
+def photo(data: bytes, form: Format, guard: Guard) -> Photo:
+    """The one image of a JPEG, PNG or BMP; raises Rejected as `photos`."""
+    return {"jpeg": _jpeg, "png": _png, "bmp": _bmp}[str(form)](data, guard)
 
 
 def _bytes(path: str) -> bytes:

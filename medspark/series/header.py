@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import struct
 import warnings
 from functools import lru_cache
@@ -27,7 +28,7 @@ from medspark.pixels.codestream import DEFLATED
 from medspark.series import decode, geometry
 from medspark.series.elements import tag_of
 from medspark.series.files import FOREIGN_ERRORS
-from medspark.tables.names import basename
+from medspark.tables.names import MASK_NAMES, basename
 from medspark.tables.work import SourceFile
 
 DICOMDIR = "1.2.840.10008.1.3.10"
@@ -54,7 +55,9 @@ OTHER_JOBS = {
         (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".tif", ".tiff"), "a slide or photo: use tile_slides or ingest_photos"
     ),
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".npz", ".npy"), "a photo or array: use ingest_photos"),
-    **dict.fromkeys((".xml", ".json", ".geojson", ".csv", ".tsv", ".txt", ".md", ".html", ".pdf", ".log", ".yml", ".yaml"), "not an image"),
+    **dict.fromkeys(
+        (".xml", ".json", ".geojson", ".csv", ".tsv", ".txt", ".md", ".html", ".pdf", ".log", ".yml", ".yaml", ".parquet"), "not an image"
+    ),
 }
 ORIGINALS = {"SeriesInstanceUID": 0x0020000E, "StudyInstanceUID": 0x0020000D, "FrameOfReferenceUID": 0x00200052, "PatientID": 0x00100020}
 """What the crosswalk keeps beside SOPInstanceUID."""
@@ -335,6 +338,9 @@ def scan(path: str, uri: str, ids: Ids, settings: Config) -> dict[str, Any]:
         raise Rejected("TOO_LARGE", "the file exceeds guard.max_file_bytes")
     if name.endswith((".nii", ".nii.gz")):
         from medspark.series import nifti
+
+        if re.search(MASK_NAMES, name):
+            raise SkippedSource("a label volume by its name: import_labels reads it")
 
         return nifti.scan(path, uri, ids, settings)
     with open(path, "rb") as stream:

@@ -12,6 +12,9 @@ from medspark.keys import Ids
 DOUBLE_EXTENSIONS = (".nii.gz", ".ome.tiff", ".ome.tif")
 """Extensions of two parts that are cut as one."""
 
+MASK_NAMES = r"(?i)[-_.](mask|seg|segmentation|labels?)(\.[A-Za-z]+)+$"
+"""File names that say that a picture or volume is a mask: ``lesion1_mask.png``, ``case7_seg.nii.gz``."""
+
 
 def basename(uri: str) -> str:
     """Last part of a path, URI or archive member (``archive.zip!folder/file``); a trailing slash is left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,6 +93,23 @@ def job(name: str, *arguments: object, submit: bool = False, env: dict[str, str]
         start_new_session=True,
         env={**os.environ, "PYSPARK_SUBMIT_ARGS": "--driver-memory 1500m pyspark-shell", **(env or {})},
     )
+
+
+def killed(at: int, kind: str, lake: Path, *inputs: object, after_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs ``killed.py``; with ``after_s`` the process group is killed from outside at that time instead."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "lake" / "killed.py"), str(at), kind, str(lake), *map(str, inputs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=after_s or 300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def ended(process: subprocess.Popen[str], status: int = 0) -> dict[str, Any]:

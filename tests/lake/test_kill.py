@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,30 +13,12 @@ import pytest
 
 from medspark.labels.kind import labels_kind
 from medspark.photos.kind import photos_kind
-from tests.conftest import ROOT
 from tests.lake import harness
 from tests.phantoms import photos
 from tests.phantoms import series as phantoms
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 SEED = int(os.environ.get("MEDSPARK_KILL_SEED", "20261122"))
-
-
-def killed(at: int, kind: str, lake: Path, *inputs: Path, after_s: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs ``killed.py``; with ``after_s`` the process group is killed from outside at that time instead."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "lake" / "killed.py"), str(at), kind, str(lake), *map(str, inputs)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=after_s or 300)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_killed_at_any_step_and_run_again(spark: Any, tmp_path: Path) -> None:
@@ -53,9 +33,9 @@ def test_killed_at_any_step_and_run_again(spark: Any, tmp_path: Path) -> None:
     died = 0
     for turn, step in enumerate(steps):
         inputs = [one] if turn % 2 else [one, two]  # the restart has another file list than the run that died
-        died += killed(step, "series", lake, *inputs).returncode == -signal.SIGKILL
+        died += harness.killed(step, "series", lake, *inputs).returncode == -signal.SIGKILL
     assert died >= 3, "the kills came too late to prove anything"
-    killed(-1, "series", lake, one, two, after_s=chance.uniform(3.0, 9.0))
+    harness.killed(-1, "series", lake, one, two, after_s=chance.uniform(3.0, 9.0))
     harness.run(spark, lake, [one, two])
     harness.same(whole, lake)
     harness.keys_unique(lake)
@@ -75,7 +55,7 @@ def test_photos_whose_classes_change_survive_kills(spark: Any, tmp_path: Path) -
     chance = random.Random(SEED + 3)
     # claim, labels, sources, closed, then the old labels, the old ledger twice, release: two steps each.
     steps = [chance.choice((3, 4)), chance.choice((7, 8)), chance.choice((9, 10, 11))]
-    died = [killed(step, "photos", lake, folder).returncode == -signal.SIGKILL for step in steps]
+    died = [harness.killed(step, "photos", lake, folder).returncode == -signal.SIGKILL for step in steps]
     assert died[0] and sum(died) >= 2, f"the kills at {steps} came too late to prove anything"
     harness.run(spark, lake, [folder], photos_kind("folder"))
     harness.same(whole, lake)
@@ -95,7 +75,7 @@ def test_labels_survive_a_kill_between_images_and_labels(spark: Any, tmp_path: P
     harness.run(spark, lake, [annotation], labels_kind("auto", None, None, explicit_dataset=False))
     chance = random.Random(SEED + 1)
     for step in sorted(chance.sample(range(9, 24), 2)):
-        killed(step, "series", lake, folder)
+        harness.killed(step, "series", lake, folder)
     harness.run(spark, lake, [folder])
     harness.same(whole, lake)
     assert len(harness.rows(lake, "labels")) == expected

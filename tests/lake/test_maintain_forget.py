@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from medspark.errors import BadRequest
 from medspark.feed import write
 from medspark.feed.card import Card, ImageSpec, PartCounts, PartFile, parse
 from medspark.feed.rows import pack_masks
 from medspark.feed.table import TABLE, commit
+from medspark.labels.kind import labels_kind
 from medspark.lake import pins
 from medspark.lake.batch import Batch
 from medspark.lake.create import first_commit
@@ -24,8 +27,10 @@ from medspark.lake.files import DataFile
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import feeds, forget
 from medspark.lake.upkeep.proof import Seeker
+from medspark.photos.kind import photos_kind
 from tests.lake import harness
 from tests.lake.patients import two_patients, upkeep
+from tests.phantoms import photos
 from tests.phantoms import series as phantoms
 
 
@@ -168,6 +173,58 @@ def test_nothing_of_the_subject_is_left_and_nothing_of_the_others_is_lost(spark:
     assert summary.written["slices"] == 3, "the originals bring the subject back: they are named for that reason"
     harness.keys_unique(lake)
     assert harness.rows(lake, "claims") == []
+
+
+@pytest.mark.spark
+def test_a_photo_goes_with_what_was_drawn_on_it(spark: Any, tmp_path: Path) -> None:
+    """By a mask, an outline, a table, a document of several photos, and in a zip; what names others' photos stays, and so does what waits."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("p1-a.png", "p1-b.png", "p2-a.png"):
+        (folder / name).write_bytes(photos.png(photos.picture(seed=len(name) + ord(name[3]))))
+    with zipfile.ZipFile(folder / "jones.zip", "w") as made:
+        made.writestr("x/p1-z.png", photos.png(photos.picture(seed=20)))
+        made.writestr("x/readme-p1.png", b"no picture")
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    drawn = (photos.picture()[..., 0] > 100).astype(np.uint8)
+    for name in ("p1-a_mask.png", "p2-a_mask.png"):
+        Image.fromarray(drawn).save(labels / name)
+    square = {"type": "Polygon", "coordinates": [[[5, 5], [15, 5], [15, 10], [5, 10], [5, 5]]]}
+    (labels / "p1").mkdir()
+    (labels / "p1" / "notes-on-jones.json").write_text("{}")  # refused, in a folder in which all else is about him
+    (labels / "p1" / "p1-b.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {}}))
+    (labels / "both.csv").write_text("image,label,x,y,width,height\np1-a.png,box,1,2,3,4\np2-a.png,box,1,2,3,4\nx/p1-z.png,box,2,2,2,2\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Image.fromarray(drawn).save(elsewhere / "p1-a_mask.png")
+    lake = tmp_path / "lake"
+    harness.run(spark, lake, [folder], photos_kind(), subject_pattern="^(p[0-9])")
+    harness.run(spark, lake, [labels], labels_kind("auto", None, None, explicit_dataset=False))
+    harness.run(spark, lake, [elsewhere], labels_kind("auto", None, None, explicit_dataset=True), dataset="elsewhere")
+    counts = {table: len(harness.rows(lake, table)) for table in ("photos", "labels", "regions", "planes")}
+    assert counts == {"photos": 4, "labels": 6, "regions": 4, "planes": 3}
+    by_name = {Path(row["uri"]).name: row["source_id"] for row in harness.rows(lake, "sources") if row["dataset"] == "test"}
+    whose = {row["source_id"]: row["subject_key"] for row in harness.rows(lake, "photos")}
+    jones = whose[by_name["p1-a.png"]]
+    assert [key == jones for key in map(whose.get, map(by_name.get, ("p1-b.png", "p1-z.png", "p2-a.png")))] == [True, True, False]
+
+    done = upkeep(spark, lake, forget=jones)["forgotten"]
+    assert {table: done["rows"].get(table, 0) for table in ("photos", "pixels", "labels", "regions", "planes")} == {
+        "photos": 3,
+        "pixels": 3,
+        "labels": 4,
+        "regions": 3,
+        "planes": 1,
+    }
+    left = {(row["dataset"], Path(row["uri"]).name) for row in harness.rows(lake, "sources") if row["job"] != "link_labels"}
+    assert left == {("test", "p2-a.png"), ("test", "p2-a_mask.png"), ("test", "both.csv"), ("elsewhere", "p1-a_mask.png")}
+    assert {row["subject_key"] for row in harness.rows(lake, "labels")} == {whose[by_name["p2-a.png"]]}
+    assert [row["ref_dataset"] for row in harness.rows(lake, "planes")].count("elsewhere") == 1, "it waits for another data set's photo"
+    assert holding(lake, {jones, "jones", *(by_name[name] for name in ("p1-a.png", "p1-b.png", "p1-z.png", "p1-a_mask.png"))}) == set()
+    assert upkeep(spark, lake, verify_share=1.0)["verified"]["damaged"] == []
+    assert harness.run(spark, lake, [folder], photos_kind(), subject_pattern="^(p[0-9])").written["photos"] == 3
+    assert harness.run(spark, lake, [labels], labels_kind("auto", None, None, explicit_dataset=False)).written["labels"] == 2
 
 
 class Killed(BaseException):

@@ -157,8 +157,21 @@ def test_masks_are_those_of_the_readers(lake: OpenLake, built: reading.Built) ->
             assert np.array_equal(mask, truth)
             seen += 1
     assert seen == 2 * (slices.stop - slices.start)
+    together = lake.masks(parent_id=built.series["even"])
+    assert set(together) == {row["label_row_id"] for row in rows}
+    assert all(np.array_equal(mask, lake.mask(name)) for name, mask in together.items())
     with pytest.raises(BadRequest, match="no label"):
         lake.mask("0" * 32)
+
+
+@pytest.mark.spark
+def test_images_of_several_parents_come_together(lake: OpenLake, built: reading.Built) -> None:
+    tiles = lake.rows("tiles", ["image_id", "pixel_source"]).to_pylist()
+    slices = lake.rows("slices", ["image_id"], series_id=[built.series["even"], built.series["dark"]]).to_pylist()
+    found = lake.images([row["image_id"] for row in [*tiles, *slices]] + ["0" * 32])
+    stored = {row["image_id"] for row in tiles if row["pixel_source"] != "none"} | {row["image_id"] for row in slices}
+    assert set(found) == stored and len(stored) > len(slices)  # what has no pixels is left out
+    assert all(np.array_equal(array, lake.image(image_id)) for image_id, array in found.items())
 
 
 def test_a_fractional_mask_counts_from_its_own_threshold() -> None:

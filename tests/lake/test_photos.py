@@ -148,6 +148,21 @@ def test_outlines_tables_and_runs_of_photos(spark: Any, tmp_path: Path) -> None:
     assert all(row["parent_id"] == photos[row["image_id"]]["source_id"] for row in harness.rows(first, "labels"))
 
 
+def test_a_picture_of_few_colours_does_not_label_itself(spark: Any, tmp_path: Path) -> None:
+    """It looks like a label image; a mask of the same name in another folder is one."""
+    drawn = (phantom.picture()[..., 0] > 100).astype(np.uint8)
+    for folder in ("in", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(drawn * 200).save(tmp_path / folder / "a.png")
+    lake = tmp_path / "lake"
+    harness.run(spark, lake, [tmp_path / "in"], photos_kind())
+    summary = harness.run(spark, lake, [tmp_path / "in"], importing())
+    assert (summary.written["labels"], summary.rejected) == (0, 1)
+    assert [(row["code"], row["stage"]) for row in harness.rows(lake, "rejected")] == [("LABEL_FORMAT", "link")]
+    assert harness.run(spark, lake, [tmp_path / "masks"], importing()).written["labels"] == 1
+    assert [row["area_px"] for row in harness.rows(lake, "labels")] == [int(drawn.sum())]
+
+
 def test_real_masks_on_real_photos(spark: Any, tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     retina = shared_data("retina/hrf")
@@ -192,5 +207,5 @@ def test_the_job_itself(tmp_path: Path) -> None:
     summary = harness.ended(harness.job("ingest_photos", *given, submit=True))
     assert summary["written"]["photos"] == summary["written"]["pixels"] == 17
     assert summary["written"]["labels"] == 30
-    assert harness.ended(harness.job("ingest_photos", *given, submit=True))["written"] == {"kpi": 6}
+    assert harness.ended(harness.job("ingest_photos", *given, submit=True))["written"] == {"kpi": 7}
     harness.ended(harness.job("ingest_photos", "--lake", lake, "--input", folder, "--class-pattern", "("), 2)

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medspark.lake import ingest
+from medspark.errors import BadRequest
+from medspark.lake import ingest, owner
+from medspark.lake.batch import Batch, refuse_second_writer
 from medspark.lake.files import FULL
+from medspark.lake.store import Lake
 from tests.conftest import ROOT
 from tests.lake import harness
 from tests.lake.patients import flip, write_patients
@@ -170,3 +173,47 @@ def test_bad_requests_of_maintain_lake(tmp_path: Path, arguments: list[str], sai
     assert (done.returncode, done.stdout, len(done.stderr.strip().splitlines())) == (2, "", 1), done.stderr
     assert said in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.spark
+def test_on_s3_a_second_writer_is_refused_without_a_log_store_for_two(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule alone, on a local lake that goes by an address on S3: there is no S3 here to lose commits on."""
+    lake = Lake(spark, str(tmp_path / "lake"))
+    lake.ensure(["claims", "sources"])
+    mine, other = Batch(lake, "run", "explode_series", "x", 60.0), Batch(lake, "run", "explode_series", "x", 60.0)
+    mine.claim(["a"], {})
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(owner, "current", lambda: owner.Owner("elsewhere", "-", "-", 7, "7"))
+        other.claim(["b"], {})
+    third = Batch(lake, "run", "explode_series", "x", 60.0)
+    there = lake.uri
+    refuse_second_writer(lake)  # any other file system keeps them apart
+    for uri in ("s3a://bucket/lake", "s3://bucket/lake"):
+        lake.uri = uri
+        with pytest.raises(BadRequest, match=rf"batch {other.batch_id} is open.*docs/clusters.md"):
+            third.claim(["c"], {})
+        with pytest.raises(BadRequest, match="another job writes"):
+            third.claim_alone()
+    lake.uri = "s3a://bucket/lake"
+    for store, excludes in (("io.delta.storage.S3SingleDriverLogStore", False), ("io.delta.storage.S3DynamoDBLogStore", True)):
+        spark.conf.set("spark.delta.logStore.s3a.impl", store)
+        assert lake.excludes_writers is excludes
+    refuse_second_writer(lake)
+    spark.conf.unset("spark.delta.logStore.s3a.impl")
+    lake.uri = there
+    other.release()
+    lake.uri = "s3a://bucket/lake"
+    refuse_second_writer(lake, mine.batch_id)  # a batch of this very process (labels beside their images) is nobody else's
+    with pytest.raises(BadRequest, match="this job's claim was overwritten"):
+        refuse_second_writer(lake, third.batch_id)
+    lake.uri = there
+    mine.release()
+
+
+def test_a_job_that_is_refused_at_its_start_leaves_no_card(tmp_path: Path) -> None:
+    """Else the folder would be a lake of this key for ever, without one table."""
+    series, lake = phantoms.write_series(tmp_path / "ct", [0.0]), tmp_path / "lake"
+    cluster = {"SPARK_ENV_LOADED": "1", "PYSPARK_SUBMIT_ARGS": "--master spark://127.0.0.1:9 pyspark-shell"}  # refused before it is asked
+    given = ("explode_series", "--lake", lake, "--input", series, "--set", "spark.authenticate=true")
+    one_sentence(harness.job(*given, env=cluster), 2, "--properties-file secret.conf")
+    assert not [path for path in lake.rglob("*") if path.is_file()]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,6 +260,50 @@ def test_once_takes_what_stands_still_and_each_file_once(spark: Any, tmp_path: P
     shutil.copy2(growing, whole)
     harness.run(spark, tmp_path / "plain", [folder])
     assert harness.content(lake, ("slices", "series", "pixels")) == harness.content(tmp_path / "plain", ("slices", "series", "pixels"))
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_a_zip_is_opened_up_as_for_input(spark: Any, tmp_path: Path) -> None:
+    """Members of two series, a bad one among them, beside a file of one of the series; the zip is still being copied at the first looks."""
+    one = phantoms.write_series(tmp_path / "one", [0, 2, 4])
+    two = phantoms.write_series(tmp_path / "two", [0, 3], SeriesInstanceUID=phantoms.ROOT + "22", SOPInstanceUID=("8.1", "8.2"))
+    whole = tmp_path / "case.zip"
+    with zipfile.ZipFile(whole, "w") as made:
+        for path in [*sorted(one.iterdir())[:2], *sorted(two.iterdir())]:
+            made.write(path, f"{path.parent.name}/{path.name}")
+        made.writestr("../outside.dcm", b"x")
+        made.writestr("inner.zip", b"x")
+    folder, lake = tmp_path / "in", tmp_path / "lake"
+    folder.mkdir()
+    shutil.copy2(sorted(one.iterdir())[2], folder)
+    watch = watching(spark, lake, folder, "watch.settle_s=1.5", once=False)
+    data, seen = whole.read_bytes(), []
+
+    def copy() -> None:
+        with (folder / "case.zip").open("wb") as stream:
+            for start in range(0, len(data), len(data) // 6):
+                stream.write(data[start : start + len(data) // 6])
+                stream.flush()
+                time.sleep(0.25)
+                seen.append(watch.ingest.summary.rejected)
+        deadline = time.monotonic() + 60
+        while watch.ingest.summary.written["slices"] < 5 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        watch.stop.set()
+
+    writer = threading.Thread(target=copy)
+    writer.start()
+    summary = watch.run()
+    writer.join()
+    assert not any(seen), "a zip that is still being copied is not rejected"
+    assert (summary.written["slices"], summary.rejected) == (5, 2)
+    assert {row["code"] for row in harness.rows(lake, "rejected")} == {"ARCHIVE_MEMBER"}
+    again = watching(spark, lake, folder)
+    assert again.run().new_sources == 0 and len(again._exhausted) == 1, "its directory is not read at every look"
+    harness.run(spark, tmp_path / "plain", [folder])
+    tables = ("slices", "series", "pixels", "rejected", "sources")
+    assert harness.content(lake, tables) == harness.content(tmp_path / "plain", tables)
 
 
 @pytest.mark.spark

@@ -86,7 +86,7 @@ def write_feed(
         counts[part] = _counts(labels, made)
         table = pa.Table.from_pylist([row for row, _ in made], rows.SCHEMA)
         step = group_rows * groups_per_file
-        files += [_write(folder, part, table.slice(start, step), group_rows) for start in range(0, total, step)]
+        files += [write_file(folder, part, table.slice(start, step), group_rows) for start in range(0, total, step)]
     train = np.stack([truth[row_id].image for row_id in order["train"]]).astype(np.float64) if order.get("train") else np.zeros(image.shape)
     axes = tuple(range(train.ndim - 1))
     card = Card(
@@ -107,7 +107,7 @@ def write_feed(
         std=tuple(train.std(axes).tolist()),
         files=tuple(files),
     )
-    _commit(folder, card)
+    commit(folder, card)
     return Made(str(lake), name, card, truth, order)
 
 
@@ -185,7 +185,7 @@ def _counts(labels: Sequence[str], made: Sequence[tuple[dict[str, Any], Sample]]
     )
 
 
-def _write(folder: Path, part: str, table: pa.Table, group_rows: int) -> PartFile:
+def write_file(folder: Path, part: str, table: pa.Table, group_rows: int) -> PartFile:
     temporary = folder / "writing"
     pq.write_table(table, temporary, row_group_size=group_rows, compression="none", use_dictionary=False)
     data = temporary.read_bytes()
@@ -208,7 +208,7 @@ def delta_schema() -> dict[str, Any]:
     return {"type": "struct", "fields": fields}
 
 
-def _commit(folder: Path, card: Card) -> None:
+def commit(folder: Path, card: Card) -> None:
     """The first version of the table; the time is fixed, so that the same feed has the same bytes."""
     actions: list[dict[str, Any]] = [
         {"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}},

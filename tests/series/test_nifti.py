@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medspark.config import Config, Guard
-from medspark.errors import Rejected
+from medspark.errors import Rejected, SkippedSource
 from medspark.keys import Ids
 from medspark.pixels import decode
-from medspark.series import nifti
+from medspark.series import header, nifti
 from medspark.series.assemble import assemble
 from medspark.tables.rows import Rejection, Rows
 from medspark.tables.work import SourceFile
@@ -313,3 +313,15 @@ def test_nibabels_own_files(name: str, planes: int) -> None:
 )
 def test_the_real_collection(name: str, planes: int) -> None:
     assert _check(shared_data("nifti") / name) == planes
+
+
+def test_a_label_volume_is_no_series(tmp_path: Path) -> None:
+    """By its name, as for pictures: its values are numbers of classes, and a cohort of MR series would hold it."""
+    volume = nibabel.Nifti1Image(np.ones((4, 3, 2), np.uint8), np.eye(4))
+    for name in ("case_seg.nii.gz", "case-LABELS.nii", "case.mask.nii.gz"):
+        nibabel.save(volume, tmp_path / name)
+        with pytest.raises(SkippedSource, match="import_labels"):
+            header.scan(str(tmp_path / name), f"file://{tmp_path}/{name}", Ids(b"k" * 32), Config())
+    for name in ("case.nii.gz", "seg.nii", "case_segmented.nii.gz"):
+        nibabel.save(volume, tmp_path / name)
+        assert header.scan(str(tmp_path / name), f"file://{tmp_path}/{name}", Ids(b"k" * 32), Config())["kind"] == "nifti"

@@ -127,9 +127,9 @@ def collect(lake: Lake, subject: str) -> Traces:
     for table in (*IMAGE_TABLES, "slides"):
         if table != "tiles":
             own_sources -= _held_by(lake, table, "source_id", own_sources, others)
-    found.sources = own_sources
-    found.sources |= _beside(lake, own_sources)
-    _annotations(lake, found, mine)
+    found.sources = own_sources | _beside(lake, own_sources, IMAGE_JOBS)
+    _annotations(lake, found, mine, others)
+    found.sources |= _beside(lake, found.sources, (*IMAGE_JOBS, "import_labels"))
     for table, definition in TABLES.items():
         if "subject_key" in definition.names:
             found.runs.update(row["run_id"] for row in _rows(lake, table, ["run_id"], mine))
@@ -155,13 +155,13 @@ def _held_by(lake: Lake, table: str, column: str, values: set[str], whom: pc.Exp
     return {row[column] for row in _rows(lake, table, [column], _among(column, values) & whom)} if values else set()
 
 
-def _beside(lake: Lake, sources: set[str]) -> set[str]:
-    """Files that brought no image and can only be the subject's: copies of its files, and whatever lies in folders of its alone.
+def _beside(lake: Lake, sources: set[str], jobs: Sequence[str]) -> set[str]:
+    """Files that brought nothing and can only be the subject's: copies of its files, and whatever lies in folders of its alone.
 
+    jobs : whose files of others make a folder theirs, too: images; where the subject's annotations lie apart, annotations as well
     A rejected file has no subject, but an address that may hold a name. Taking one too many out of the ledger costs a second look at it.
     """
-    columns = ["source_id", "uri", "sha256", "job", "n_images"]
-    own = list(_rows(lake, "sources", columns, _among("source_id", sources)))
+    own = list(_rows(lake, "sources", ["uri", "sha256"], _among("source_id", sources)))
     copies = _among("sha256", {row["sha256"] for row in own}) & (pc.field("status") == "duplicate")
     found = {row["source_id"] for row in _rows(lake, "sources", ["source_id"], copies)}
     folders = {row["uri"].rpartition("/")[0] for row in own if not row["uri"].startswith("token:")}
@@ -171,31 +171,52 @@ def _beside(lake: Lake, sources: set[str]) -> set[str]:
         if folder in seen or not folder.strip("/") or folder.endswith(("//", "/")):
             continue  # the root
         seen.add(folder)
-        under = list(_rows(lake, "sources", columns, pc.starts_with(pc.field("uri"), folder + "/")))
-        if any(row["n_images"] and row["job"] in IMAGE_JOBS and row["source_id"] not in sources for row in under):
-            continue  # somebody else's images lie there, too
-        found.update(row["source_id"] for row in under if row["job"] in IMAGE_JOBS or not row["n_images"])
-        folders.add(folder.rpartition("/")[0])
+        theirs = _of_nobody_else(lake, folder + "/", sources, jobs)
+        if theirs is not None:
+            found |= theirs
+            folders.add(folder.rpartition("/")[0])
+    for archive in _rows(lake, "sources", ["source_id", "uri"], _among("uri", _archives(own)) & (pc.field("kind") == "archive")):
+        theirs = _of_nobody_else(lake, archive["uri"] + "!", sources, jobs)
+        found |= set() if theirs is None else {archive["source_id"], *theirs}
     return found
 
 
-def _annotations(lake: Lake, found: Traces, mine: pc.Expression) -> None:
+def _of_nobody_else(lake: Lake, below: str, sources: set[str], jobs: Sequence[str]) -> set[str] | None:
+    """Files whose address begins so and that are nobody else's; None where something that one of the jobs made is somebody else's."""
+    under = list(_rows(lake, "sources", ["source_id", "job", "n_images"], pc.starts_with(pc.field("uri"), below)))
+    if any(row["n_images"] and row["job"] in jobs and row["source_id"] not in sources for row in under):
+        return None
+    return {row["source_id"] for row in under if row["job"] in IMAGE_JOBS or not row["n_images"]}
+
+
+def _archives(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Addresses of the archives that files may be members of: ``archive.zip!member``, and a name may hold a "!" of its own."""
+    return {row["uri"][:place] for row in rows for place, letter in enumerate(row["uri"]) if letter == "!"}
+
+
+def _annotations(lake: Lake, found: Traces, mine: pc.Expression, others: pc.Expression) -> None:
     """References that name the subject's images alone, and annotation files of which nothing else is left."""
     named: dict[str, set[str]] = {kind: set() for kind in ("sop", "name", "path", "folder", "image", "plane")}
+    datasets: set[str] = set()
     for table, instance in (("slices", "sop_instance_id"), ("photos", None), ("slides", None)):
-        columns = ["file_token", "folder_token", *([instance] if instance else [])]
+        columns = ["dataset", "file_token", "folder_token", *([instance] if instance else [])]
         for row in _rows(lake, table, columns, mine):
+            datasets.add(row["dataset"])
             named["name"].add(row["file_token"])
-            named["folder"].add(row["folder_token"])
             named["path"].add(f"{row['folder_token']}/{row['file_token']}")
+            if table == "slices":  # the only images that are named by their folder
+                named["folder"].add(row["folder_token"])
             named["sop"].add(row[instance] if instance else None)
-    named["image"] |= found.ids | found.images
+    named["image"] |= found.ids | found.images | found.holders
     named["sop"] |= found.ids
     named["plane"] |= found.ids
     named = {kind: {key for key in keys if key} for kind, keys in named.items()}
     refs = refs_where(lake, pc.scalar(True), named) if found.images else set()
-    images = Images.answering(lake, refs) if refs else None
+    # Slides and series answer by their ids, among them the subject's; photos have none of their own, so that only other people's are asked.
+    images = Images.answering(lake, refs, photos=others) if refs else None
     for ref in refs:
+        if ref.ref_dataset is not None and ref.ref_dataset not in datasets:
+            continue  # it waits for an image of that name in another data set
         parents = images.parents(ref) if images is not None else set()
         if all(found.ids & set(parent) for parent in parents):
             found.refs.setdefault(ref.source_id, set()).add(ref.ref_image)

@@ -1,0 +1,166 @@
+"""Encoded rows to batches: every image is decoded straight into its place in the batch's array, by all cores.
+
+Threads, not processes (docs/decisions/0024): the decoders let go of the interpreter's lock. blosc2's own ``decompress`` does too, but takes a lock
+of its own (two threads are slower than one), so imagecodecs' is used, which opens a context a call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from medspark.feed.card import Card, ImageSpec
+from medspark.feed.reader import BadRow, Batch
+from medspark.feed.rows import unpack_masks
+from medspark.keys import rng
+from medspark.pixels.codecs import decode
+
+if TYPE_CHECKING:
+    from medspark.feed.augment import Augmentation
+
+TASKS_PER_WORKER = 2  # a batch is cut into so many tasks a worker: evens out rows of unequal cost
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded samples of one row group, ``n`` of them.
+
+    targets : (n, L) float32; weights : (n,) float32; masks, images : n buffers
+    """
+
+    row_ids: Sequence[str]
+    targets: np.ndarray
+    weights: np.ndarray
+    masks: Sequence[bytes | memoryview]
+    images: Sequence[bytes | memoryview]
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+
+Places = Sequence[tuple[Rows, int]]
+
+
+def cores() -> int:
+    """Cores that this process may use: a rank that is pinned to one gets one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode_into(out: np.ndarray, data: bytes | memoryview, image: ImageSpec) -> None:
+    """Fills ``out`` (image.shape, C order); ValueError where the bytes hold another image."""
+    if image.codec == "blosc2":
+        import imagecodecs
+
+        flat: Any = out.reshape(-1).view(np.uint8)
+        try:
+            got: Any = imagecodecs.blosc2_decode(cast(Any, data), numthreads=1, out=flat)
+        except imagecodecs.Blosc2Error as error:
+            raise ValueError(str(error)) from None
+        if len(got) != len(flat):
+            raise ValueError(f"payload holds {len(got)} bytes, {image.dtype}{image.shape} needs {len(flat)}")
+    elif image.codec == "jpeg":
+        import simplejpeg
+
+        colours = "GRAY" if image.shape[-1] == 1 else "RGB"
+        got = simplejpeg.decode_jpeg(data, colours, fastdct=False, fastupsample=False, buffer=out)
+        if got.shape != image.shape:
+            raise ValueError(f"payload decodes to {got.shape}, the card says {image.shape}")
+    else:
+        stored = image.shape[:-1] if image.shape[-1] == 1 else image.shape
+        out[...] = decode(bytes(data), image.codec, image.dtype, stored).reshape(image.shape)
+
+
+class Pending:
+    """A batch that is being filled."""
+
+    def __init__(self, batch: Batch, tasks: Sequence[Future[None]]) -> None:
+        self._batch = batch
+        self._tasks = tasks
+
+    def finish(self) -> Batch:
+        """Waits; raises what a task raised."""
+        for task in self._tasks:
+            task.result()
+        return self._batch
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+class Decoder:
+    """Fills batches on ``workers`` threads. What comes out does not depend on their number."""
+
+    def __init__(
+        self,
+        card: Card,
+        workers: int | None = None,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        bad_rows: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        self.workers = workers or cores()
+        self.bad: dict[str, str] = {}
+        self._card = card
+        self._augment = augment
+        self._seed = seed
+        self._skips = bad_rows == "skip"
+        self._pool = ThreadPoolExecutor(self.workers, "decode")
+
+    def start(self, places: Places, epoch: int | None) -> Pending:
+        """Begins a batch. epoch : names the augmentation's randomness; None: not augmented."""
+        image, n = self._card.image, len(places)
+        segments = self._card.task == "segmentation"
+        batch = Batch(
+            images=np.empty((n, *image.shape), image.dtype),
+            masks=np.empty((n, *image.space, len(self._card.labels)), np.uint8) if segments else None,
+            known=np.empty((n, *image.space, 1), np.uint8) if segments else None,
+            targets=np.stack([rows.targets[at] for rows, at in places]),
+            weights=np.array([rows.weights[at] for rows, at in places], np.float32),
+            row_ids=tuple(rows.row_ids[at] for rows, at in places),
+        )
+        step = max(1, -(-n // (self.workers * TASKS_PER_WORKER)))
+        tasks = [self._pool.submit(self._fill, batch, places, first, min(first + step, n), epoch) for first in range(0, n, step)]
+        return Pending(batch, tasks)
+
+    def _fill(self, batch: Batch, places: Places, first: int, stop: int, epoch: int | None) -> None:
+        for at in range(first, stop):
+            rows, place = places[at]
+            try:
+                self._sample(batch, at, rows.images[place], rows.masks[place])
+            except ValueError as error:
+                if not self._skips:
+                    raise BadRow(batch.row_ids[at], str(error)) from None
+                self.bad[batch.row_ids[at]] = str(error)
+                self._blank(batch, at)
+                continue
+            if self._augment is not None and epoch is not None:
+                masks, known = (None, None) if batch.masks is None or batch.known is None else (batch.masks[at], batch.known[at])
+                self._augment.apply(batch.images[at], masks, known, rng(self._seed, "augment", epoch, batch.row_ids[at]))
+
+    def _sample(self, batch: Batch, at: int, image: bytes | memoryview, mask: bytes | memoryview) -> None:
+        decode_into(batch.images[at], image, self._card.image)
+        if batch.masks is not None and batch.known is not None:
+            labels, known = unpack_masks(mask, len(self._card.labels), self._card.image.space)
+            batch.masks[at] = np.moveaxis(labels, 0, -1)
+            batch.known[at, ..., 0] = known
+
+    @staticmethod
+    def _blank(batch: Batch, at: int) -> None:
+        batch.images[at] = 0
+        batch.targets[at] = np.nan
+        batch.weights[at] = 0
+        if batch.masks is not None and batch.known is not None:
+            batch.masks[at] = 0
+            batch.known[at] = 0
+
+    def metrics(self) -> Mapping[str, float]:
+        return {"reader/bad_rows": float(len(self.bad))}
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

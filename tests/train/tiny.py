@@ -1,0 +1,57 @@
+"""Small true predictors with random weights: what they say means nothing, but everything about them is real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medspark.config import Train
+from medspark.feed.card import Card, ImageSpec, PartCounts
+from medspark.feed.sample import Recipe
+from medspark.keys import rng
+from medspark.train import network, predictor
+from medspark.train.predictor import Predictor
+
+
+def card(
+    recipe: Recipe,
+    window: tuple[int, int],
+    task: Literal["segmentation", "classification"] = "segmentation",
+    labels: tuple[str, ...] = ("bone", "air"),
+    exclusive: bool = False,
+) -> Card:
+    channels = recipe.channel_names
+    return Card(
+        name="tiny",
+        task=task,
+        labels=labels,
+        exclusive=exclusive,
+        image=ImageSpec(recipe.kind, (*window, len(channels)), recipe.dtype, "blosc2", channels),  # type: ignore[arg-type]
+        query="",
+        tables={},
+        split={},
+        within_subject=False,
+        seed=0,
+        options={},
+        recipe=recipe.to_dict(),
+        parts={"train": PartCounts(8, 8, 8)},
+        mean=(100.0,) * len(channels),
+        std=(60.0,) * len(channels),
+        files=(),
+    )
+
+
+def made(folder: Path, of: Card, **settings: Any) -> Predictor:
+    """A predictor for a card, saved in ``folder``; its answers spread over 0..1."""
+    wanted = network.of(of, Train(width=4, depth=2, blocks=1, **settings))
+    weights = network.build(wanted).get_weights()
+    spread = [
+        rng(3, "tiny", place).normal(0, 0.6, array.shape).astype(np.float32) + (array if array.ndim == 1 else 0)
+        for place, array in enumerate(weights)
+    ]
+    kept = [array if array.shape == of.mean or array.ndim == 0 else new for array, new in zip(weights, spread, strict=True)]
+    model = predictor.of(wanted, kept, of, {label: 0.4 + 0.1 * place for place, label in enumerate(of.labels)}, {"run": "tiny"})
+    predictor.save(folder, model)
+    return model
