@@ -127,7 +127,7 @@ def fill(spark: Any, where: Path) -> Path:
     harness.run(spark, lake, [inputs / "photos"], photos_kind("folder"), subjects=subjects)
     harness.run(spark, lake, [slide], slides_kind(), config.load(None, ["tiling.tile_px=native", "tiling.min_tissue=0"]))
     harness.run(spark, lake, truth, labels_kind("auto", None, None, explicit_dataset=False))
-    opened = sql.register(spark, str(lake))
+    opened = sql.opened(spark, str(lake))
     opened.ensure(["splits"])
     splits.assign_splits(opened, splits.Request("main", 3, SHARES), "split")
     splits.assign_splits(opened, splits.Request("by_image", 3, {"train": 0.5, "test": 0.5}, unit="image"), "split")
@@ -138,8 +138,7 @@ def feed(spark: Any, lake: Path, **asked: Any) -> build.Outcome:
     """One build in this session."""
     request = Request(**{"name": "f", "split": "main", **asked})
     request.check()
-    tables = cohort.pinned(sql.opened(spark, str(lake)), request)
-    opened = sql.register(spark, str(lake), tables)
+    opened, tables = cohort.opened(spark, str(lake), request)
     summary = ingest.Summary("build_feed", "run", str(lake))
     return build.Build(opened, request, tables, "run", summary.timed).run()
 
