@@ -150,8 +150,9 @@ def _train(steps: Steps, lake: Path, folder: Path) -> None:
             said.append(f"{picture}  the same unseen crops after every epoch: image, truth, prediction")
     with steps.step("Its predictions as rows beside the truth, and its scores (predict, evaluate)") as said:
         if not before:
-            training.predict(jobs, trained["model"])
-            training.evaluate(jobs, trained["model"])
+            model = trained["registered"] or trained["model"]
+            training.predict(jobs, model)
+            training.evaluate(jobs, model)
             training.keep(folder, trained)
         said += training.compared(lake, subject)
 

@@ -24,8 +24,8 @@ FEED = "demo"
 TRAIN_SHARE, VAL_SHARE = 0.55, 0.15  # of the slices from the first on; what is left after two gaps is the test part
 GAP = 2  # slices between two parts: with one context slice on either side no pixel is in two parts
 LEAST = 12  # slices with labels, so that each part has some
-SETTINGS = ("train.width=8", "train.depth=3", "train.learning_rate=0.003", "train.pictures=4", "augment.flip_cols=0.5")
-EPOCHS, BATCH, RANKS = 6, 8, 2
+SETTINGS = ("train.width=8", "train.depth=3", "train.learning_rate=0.003", "train.norm=batch", "train.pictures=4", "augment.flip_cols=0.5")
+EPOCHS, BATCH, RANKS = 8, 4, 2
 DONE = "training.json"  # in the demo's folder: a second run over the same feed trains nothing
 CHOICE = f"""
 SELECT s.series_id, s.modality, l.label, max(s.k) + 1 AS slices, count(DISTINCT s.image_id) AS labelled
@@ -78,7 +78,8 @@ class Jobs:
         """The job's summary line; raises `Failed` with its own sentence."""
         submit = Path(sys.executable).parent / "spark-submit"
         command = ["jobs/" + job + ".py", "--lake", str(self.lake), *given]
-        self.told("spark-submit " + shlex.join(command))
+        shown = [f'"{word}"' if "'" in word and not set(word) & set('"$`\\') else shlex.quote(word) for word in command]
+        self.told(".venv/bin/spark-submit " + " ".join(shown))
         # spark-submit gives what a program says on standard error to its own standard output: both go to the log.
         options = ["--lake", os.path.abspath(self.lake), *given]
         with self.log.open("a", encoding="utf-8") as log:
@@ -100,7 +101,7 @@ class Jobs:
 
 def feed(jobs: Jobs, subject: Subject) -> dict[str, Any]:
     options = ("--labels", subject.label, "--within-subject", "--unlabelled", "negative", "--context", "1", "--spacing-mm", "1.5")
-    return jobs.run("build_feed", "--name", FEED, "--query", subject.query(), *options, "--crop", "96", "--world", str(RANKS))
+    return jobs.run("build_feed", "--name", FEED, "--query", subject.query(), *options, "--crop", "96", "--stride", "48", "--world", str(RANKS))
 
 
 def train(jobs: Jobs) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def keep(folder: Path, said: dict[str, Any]) -> None:
 def told(trained: dict[str, Any]) -> str:
     """The run in one line."""
     measures = trained["measures"]
-    dice = f", Dice on unseen validation slices {measures['epoch/val_dice']:.2f}" if "epoch/val_dice" in measures else ""
+    dice = f", Dice on unseen validation slices {measures['val_dice']:.2f}" if "val_dice" in measures else ""
     return f"{trained['updates']} updates, {trained['images_per_s']:.0f} crops/s{dice}; run {trained['run_id']} in MLflow"
 
 
