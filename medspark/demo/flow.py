@@ -151,10 +151,10 @@ def _train(steps: Steps, lake: Path, folder: Path) -> None:
     with steps.step("Its predictions as rows beside the truth, and its scores (predict, evaluate)") as said:
         if not before:
             model = trained["registered"] or trained["model"]
-            training.predict(jobs, model)
+            trained["annotator"] = training.predict(jobs, model)["annotator"]
             training.evaluate(jobs, model)
             training.keep(folder, trained)
-        said += training.compared(lake, subject)
+        said += training.compared(lake, subject, trained["annotator"])
 
 
 def _said(summary: ingest.Summary) -> str:

@@ -137,7 +137,7 @@ def told(trained: dict[str, Any]) -> str:
     return f"{trained['updates']} updates, {trained['images_per_s']:.0f} crops/s{dice}; run {trained['run_id']} in MLflow"
 
 
-def compared(lake: Path, subject: Subject) -> list[str]:
+def compared(lake: Path, subject: Subject, annotator: str) -> list[str]:
     """The predicted slices beside their truth: one SQL query over rows of both kinds."""
     rows = (
         open_lake(str(lake))
@@ -145,7 +145,7 @@ def compared(lake: Path, subject: Subject) -> list[str]:
         SELECT s.k, t.area_px AS truth_px, m.area_px AS model_px, mask_dice(t.mask, m.mask, m.rows, m.cols) AS dice
         FROM labels m JOIN slices s ON s.image_id = m.image_id
         LEFT JOIN labels t ON t.image_id = m.image_id AND t.label = m.label AND t.source <> 'model'
-        WHERE m.source = 'model' AND m.label = '{subject.label.replace("'", "''")}' AND s.series_id = '{subject.series_id}'
+        WHERE m.source = 'model' AND m.annotator = '{annotator}' AND m.label = '{subject.label.replace("'", "''")}' AND s.series_id = '{subject.series_id}'
         ORDER BY s.k""")
         .to_pylist()
     )
