@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NOWHERE = "none"
 RECORD = "run.json"  # in a run's folder: what --resume needs
+OWNER = "owner"  # ditto: the driver's process, so that no second one joins in
 KEPT = ("feed", "epochs", "batch_size", "seed", "num_proc", "train_part", "val_part", "tracking_uri")
 """Options that a run keeps for life."""
 SECTIONS = ("train", "augment")  # of the settings, that shape a run
@@ -94,6 +95,11 @@ def resumed(job: str, given: argparse.Namespace, known: argparse.ArgumentParser)
     data = get(run_folder(given.lake, given.resume), RECORD)
     if data is None:
         raise BadRequest(f"--resume {given.resume}: lake {given.lake} has no such run")
+    owner = get(run_folder(given.lake, given.resume), OWNER)
+    if owner is not None and alive(owner.decode()):
+        raise BadRequest(
+            f"--resume {given.resume}: its driver still runs on this machine (process {owner.decode().split('/')[-2]}); wait for it, or end it"
+        )
     record: dict[str, Any] = json.loads(data)
     if record["job"] != job:
         raise BadRequest(f"--resume {given.resume}: this run is one of {record['job']}")
@@ -105,6 +111,14 @@ def resumed(job: str, given: argparse.Namespace, known: argparse.ArgumentParser)
             )
         setattr(given, name, record[name])
     return record
+
+
+def alive(owner: str) -> bool:
+    """Whether the driver that wrote ``owner`` certainly lives: on this machine, since this boot. Of others nothing is known."""
+    from medspark.lake.owner import Owner, current
+
+    said, me = Owner.parse(owner), current()
+    return (said.host, said.boot, said.space) == (me.host, me.boot, me.space) and not said.dead()
 
 
 def say_doubles(job: str, feed: Feed) -> None:
@@ -194,7 +208,7 @@ def trained(
     record: dict[str, Any],
     known: argparse.ArgumentParser,
 ) -> dict[str, Any]:
-    from medspark.lake import kpi, logs, session
+    from medspark.lake import kpi, logs, owner, session
     from medspark.lake.ingest import Summary
     from medspark.lake.store import Lake
     from medspark.train import launch
@@ -217,6 +231,7 @@ def trained(
             for name, value in dataclasses.asdict(getattr(settings, section)).items()
         ]
         put(plan.folder, RECORD, json.dumps({"job": job, **said, "settings": kept, "run_id": tracking.run_id}).encode())
+    put(plan.folder, OWNER, str(owner.current()).encode())
     print(f"{job}: run {run}; stopped at any time, it goes on with --resume {run}", file=sys.stderr, flush=True)
     summary = Summary(job, run, given.lake)
     summary.stages["start"] = time.monotonic() - STARTED

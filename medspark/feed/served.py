@@ -93,7 +93,7 @@ def answers(predictor: Predictor, given: Sequence[Mapping[str, Any]], masks: Mas
 
 def parse(record: Mapping[str, Any], predictor: Predictor) -> tuple[np.ndarray, tuple[int, ...]]:
     """((*space, C) feed values, space of the image as it was sent) of one record; raises `BadRequest`."""
-    recipe = Recipe.parse(predictor.recipe)
+    recipe = recipe_of(predictor)
     image, pixels = _given(record, "image"), _given(record, "pixels")
     if (image is None) == (pixels is None):
         raise BadRequest("expected either image (JPEG or PNG, base64) or pixels (nested lists)")
@@ -102,6 +102,17 @@ def parse(record: Mapping[str, Any], predictor: Predictor) -> tuple[np.ndarray, 
     row: dict[str, Any] = {"pixel_spacing_mm": None if spacing is None else [float(side) for side in spacing]}
     planes = _planes(stored, recipe)
     return recipe.values(planes, [row] * len(planes)), stored.shape[: len(predictor.image.space)]
+
+
+def recipe_of(predictor: Predictor) -> Recipe:
+    """The model's recipe; what it leaves unsaid follows from the image that the network takes."""
+    image = predictor.image
+    implied: dict[str, Any] = {"kind": image.kind, "dtype": image.dtype, "mode": "stored" if image.dtype == "uint8" else "values"}
+    if image.kind == "context":
+        implied["context"] = (image.shape[-1] - 1) // 2
+    else:
+        implied |= {"channels": image.shape[-1], "depth": image.shape[0] if image.kind == "volume" else 0}
+    return Recipe.parse({**implied, **predictor.recipe})
 
 
 def records(data: Any) -> list[dict[str, Any]]:

@@ -505,13 +505,15 @@ def finish(lake: Lake, ids: Ids, settings: Config, run_id: str, batch_id: str, s
 
 
 def record_kpi(lake: Lake, summary: Summary, annotation_min: float | None = None) -> None:
-    """Seconds per stage, time and rates of pre-processing, as rows of ``kpi``.
+    """Seconds per stage, and for jobs that prepare images the time and rates of that, as rows of ``kpi``.
 
     annotation_min : minutes that people spent on these annotations; counted once, by the run that brings them
     """
     stages = {f"{stage}_s": (value, "s") for stage, value in summary.stages.items()} | {"total_s": (summary.seconds, "s")}
-    worked = sum(value for stage, value in summary.stages.items() if stage != "start")
-    values = stages | kpi.work("toppi_s", worked, summary.images, summary.input_bytes)
+    values = dict(stages)
+    if summary.job in WRITES or summary.job == "build_feed":
+        worked = sum(value for stage, value in summary.stages.items() if stage != "start")
+        values |= kpi.work("toppi_s", worked, summary.images, summary.input_bytes)
     if annotation_min is not None and summary.new_sources:
         values["annotation_min"] = (annotation_min, kpi.UNITS["annotation_min"])
     context = {"new_sources": str(summary.new_sources), "images": str(summary.images)}

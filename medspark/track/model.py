@@ -19,8 +19,7 @@ import numpy as np
 
 from medspark import __version__
 from medspark.errors import BadRequest
-from medspark.feed.sample import Recipe
-from medspark.feed.served import Predictor, Served
+from medspark.feed.served import Predictor, Served, recipe_of
 from medspark.track.identity import packages
 from medspark.track.runs import client
 
@@ -183,7 +182,7 @@ def signature(predictor: Predictor) -> Any:
 
 def example(predictor: Predictor) -> dict[str, Any]:
     """A record of grey noise in this model's size: what a request looks like. It shows nobody."""
-    recipe = Recipe.parse(predictor.recipe)
+    recipe = recipe_of(predictor)
     rows, cols = (EXAMPLE_PX, EXAMPLE_PX) if recipe.size is not None else predictor.image.space[-2:]
     noise = np.random.default_rng(0).integers(0, 200, (rows, cols, *predictor.image.shape[-1:]))
     if recipe.kind == "volume":

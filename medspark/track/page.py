@@ -1,6 +1,6 @@
 """The comparison page of an experiment: one self-contained HTML file with curves, results with their intervals, and pictures side by side.
 
-`gather` asks MLflow, `html` draws (pure). The page lies in the experiment itself, as the artifact of a run named `RUN_NAME`, and beside the store.
+`gather` asks MLflow, `html` draws (pure). The page is an artifact of a run in the experiment `PAGES`, which the description of its own experiment links to.
 """
 
 from __future__ import annotations
@@ -20,16 +20,33 @@ from medspark.track import charts
 from medspark.track.charts import Curve, Interval, number
 from medspark.track.identity import WITHIN_SUBJECT
 from medspark.track.kpis import EXPERIMENT as KPI_EXPERIMENT
-from medspark.track.runs import client
+from medspark.track.runs import client, experiment
 
-RUN_NAME = "comparison page"
-KIND = {"kind": "page"}  # tags of the run that holds the page
+PAGES = "comparison pages"  # experiment with one run for each page: among the runs that it compares it would be in the way
+NOTE = "mlflow.note.content"  # description of an experiment, Markdown
 NAME = "comparison.html"
 MOST_RUNS = 20  # on one page, the newest: more cannot be told apart
 PICTURE_PX = 1100  # longer side of a picture on the page
 UNSHOWN = ("system/", "kpi/", "test/", "machine", "reader/", "cache/")
 FIRST = ("epoch/val_dice", "epoch/val_auc", "epoch/val_accuracy", "epoch/val_loss", "epoch/loss", "loss")
-"""Curves in this order, then the others by name."""
+"""Curves in this order, then the others of the validation by name; the rest is folded away."""
+MEASURES = (
+    "auc",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "f1",
+    "dice",
+    "series_dice",
+    "iou",
+    "hd95_mm",
+    "series_hd95_mm",
+    "lesion_f1_pooled",
+    "ece",
+    "brier",
+)
+"""Results in this order; the others are folded away."""
+SEEDS = frozenset({"seed"})  # runs that differ in these parameters alone are repetitions of one another
 LOW, HIGH = "_low", "_high"  # ends of an interval: test/dice, test/dice_low, test/dice_high
 STATUS = {"FINISHED": "finished", "RUNNING": "running", "FAILED": "failed", "KILLED": "interrupted", "SCHEDULED": "waiting"}
 
@@ -54,17 +71,20 @@ class Shown:
 
 
 def publish(uri: str, name: str, folder: str | Path | None = None) -> str:
-    """Makes the page of the experiment ``name`` anew, as an artifact of MLflow and (where given) as a file in ``folder``; returns its HTML."""
+    """Makes the page of the experiment ``name`` anew, as an artifact in MLflow and (where given) as a file in ``folder``; returns its HTML."""
     store = client(uri)
     found = store.get_experiment_by_name(name)
-    shown = gather(store, found.experiment_id)
-    text = html(name, shown)
-    runs = store.search_runs([found.experiment_id], "tags.kind = 'page'", max_results=1)
-    run_id = runs[0].info.run_id if runs else store.create_run(found.experiment_id, run_name=RUN_NAME, tags=KIND).info.run_id
+    text = html(name, gather(store, found.experiment_id))
+    pages = experiment(store, uri, PAGES)
+    runs = store.search_runs([pages], f"tags.of_experiment = '{found.experiment_id}'", max_results=1)
+    run_id = (
+        runs[0].info.run_id if runs else store.create_run(pages, run_name=name, tags={"of_experiment": found.experiment_id}).info.run_id
+    )
     with tempfile.TemporaryDirectory(prefix="medspark-") as work:
         (Path(work) / NAME).write_text(text, encoding="utf-8")
         store.log_artifact(run_id, str(Path(work) / NAME))
     store.set_terminated(run_id, "FINISHED")
+    store.set_experiment_tag(found.experiment_id, NOTE, f"[Comparison of its runs](#/experiments/{pages}/runs/{run_id}/artifacts/{NAME})")
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{slug(name)}.html").write_text(text, encoding="utf-8")
@@ -74,7 +94,7 @@ def publish(uri: str, name: str, folder: str | Path | None = None) -> str:
 def experiments(uri: str) -> list[str]:
     """Names of the experiments that hold runs of training."""
     store = client(uri)
-    names = [found.name for found in store.search_experiments() if found.name not in ("Default", KPI_EXPERIMENT)]
+    names = [found.name for found in store.search_experiments() if found.name not in ("Default", PAGES, KPI_EXPERIMENT)]
     return sorted(name for name in names if _runs(store, store.get_experiment_by_name(name).experiment_id, 1))
 
 
@@ -153,9 +173,14 @@ def split_params(runs: Sequence[Shown]) -> tuple[dict[str, str], list[str]]:
 
 
 def results(runs: Sequence[Shown]) -> dict[str, list[Interval]]:
-    """Measure -> one value for each run that has it: ``test/`` metrics with their intervals, or the last of validation where there is none."""
-    tested = sorted({name for run in runs for name in run.metrics if name.startswith("test/") and not name.endswith((LOW, HIGH))})
-    names = tested or [name for name in FIRST if name.startswith("epoch/val_") and any(name in run.metrics for run in runs)]
+    """Measure -> one value for each run that has it: ``test/`` metrics with their intervals, or the last of validation where there is none.
+
+    The measures of `MEASURES` stand first, over all labels before those of single ones.
+    """
+    tested = {name for run in runs for name in run.metrics if name.startswith("test/") and not name.endswith((LOW, HIGH))}
+    names = sorted(tested, key=_rank) or [
+        name for name in FIRST if name.startswith("epoch/val_") and any(name in run.metrics for run in runs)
+    ]
     return {
         name: [
             Interval(run.name, run.metrics[name], run.metrics.get(name + LOW), run.metrics.get(name + HIGH), place)
@@ -164,6 +189,16 @@ def results(runs: Sequence[Shown]) -> dict[str, list[Interval]]:
         ]
         for name in names
     }
+
+
+def _rank(name: str) -> tuple[bool, int, str]:
+    measure, _, label = name.removeprefix("test/").partition("/")
+    return bool(label), MEASURES.index(measure) if measure in MEASURES else len(MEASURES), name
+
+
+def _leads(name: str) -> bool:
+    """Whether a measure is shown at once."""
+    return name.startswith("epoch/") or _rank(name)[1] < len(MEASURES)
 
 
 def _run_table(runs: Sequence[Shown], differing: Sequence[str]) -> str:
@@ -186,20 +221,47 @@ def _results(runs: Sequence[Shown]) -> str:
     if not found:
         return ""
     tested = next(iter(found)).startswith("test/")
-    head = ["run", *(escape(_plain(name)) for name in found)]
-    rows = []
-    for place, run in enumerate(runs):
-        by_name = {name: next((one for one in values if one.place == place), None) for name, values in found.items()}
-        rows.append([f"{_dot(place)}{escape(run.name)}", *(_with_interval(one) for one in by_name.values())])
-    drawn = "".join(
-        f"<figure><figcaption>{escape(_plain(name))}</figcaption>{charts.intervals(values)}</figure>" for name, values in found.items()
-    )
+    first = {name: values for name, values in found.items() if _leads(name)} or found
+    rest = {name: values for name, values in found.items() if name not in first}
     said = (
         "Test part; 95 % intervals over subjects where they were computed."
         if tested
         else "Last epoch, validation part; no test was evaluated yet."
     )
-    return f'<h2>Results</h2><p>{said}</p>{_table(head, rows)}<div class="grid-of">{drawn}</div>'
+    more = f"<details><summary>{len(rest)} further measures</summary>{_measured(runs, rest)}</details>" if rest else ""
+    return f"<h2>Results</h2><p>{said}</p>{_measured(runs, first)}{more}"
+
+
+def _measured(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) -> str:
+    """A table of runs and measures, and a drawing for each measure."""
+    head = ["run", *(escape(_plain(name)) for name in found)]
+    rows = []
+    for place, run in enumerate(runs):
+        by_name = {name: next((one for one in values if one.place == place), None) for name, values in found.items()}
+        rows.append([f"{_dot(place)}{escape(run.name)}", *(_with_interval(one) for one in by_name.values())])
+    rows += [[escape(name), *(escape(values.get(metric, "–")) for metric in found)] for name, values in repeated(runs, found).items()]
+    drawn = "".join(
+        f"<figure><figcaption>{escape(_plain(name))}</figcaption>{charts.intervals(values)}</figure>" for name, values in found.items()
+    )
+    return f'{_table(head, rows)}<div class="grid-of">{drawn}</div>'
+
+
+def repeated(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) -> dict[str, dict[str, str]]:
+    """Repetitions (runs that differ in their seed alone), by what they have in common -> measure -> mean and range."""
+    _, differing = split_params(runs)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for place, run in enumerate(runs):
+        groups.setdefault(tuple(run.params.get(name, "") for name in differing if name not in SEEDS), []).append(place)
+    said = {}
+    for places in groups.values():
+        if len(places) < 2:
+            continue
+        values = {name: [one.value for one in drawn if one.place in places] for name, drawn in found.items()}
+        of_runs = f"mean (lowest to highest) of {len(places)}, from {runs[places[0]].name} on"
+        said[of_runs] = {
+            name: f"{number(sum(some) / len(some))} ({number(min(some))} to {number(max(some))})" for name, some in values.items() if some
+        }
+    return said
 
 
 def _with_interval(one: Interval | None) -> str:
@@ -212,14 +274,22 @@ def _with_interval(one: Interval | None) -> str:
 
 def _curves(runs: Sequence[Shown]) -> str:
     names = {name for run in runs for name, points in run.curves.items() if len(points) > 1}
-    ordered = [*(name for name in FIRST if name in names), *sorted(names - set(FIRST))]
+    first = [*(name for name in FIRST if name in names), *sorted(name for name in names - set(FIRST) if name.startswith("epoch/val_"))]
+    if not names:
+        return ""
+    legend = " ".join(f"<span>{_dot(place)}{escape(run.name)}</span>" for place, run in enumerate(runs))
+    rest = sorted(names - set(first))
+    more = f"<details><summary>{len(rest)} further curves</summary>{_drawn(runs, rest)}</details>" if rest else ""
+    return f'<h2>Curves</h2><p class="legend">{legend}</p>{_drawn(runs, first)}{more}'
+
+
+def _drawn(runs: Sequence[Shown], names: Sequence[str]) -> str:
     figures = []
-    for name in ordered:
+    for name in names:
         drawn = [Curve(run.name, run.curves[name], place) for place, run in enumerate(runs) if name in run.curves]
         svg = charts.curves(name, drawn, "epoch" if name.startswith("epoch/") else "update")
         figures.append(f"<figure><figcaption>{escape(_plain(name))}</figcaption>{svg}</figure>")
-    legend = " ".join(f"<span>{_dot(place)}{escape(run.name)}</span>" for place, run in enumerate(runs))
-    return f'<h2>Curves</h2><p class="legend">{legend}</p><div class="grid-of">{"".join(figures)}</div>' if figures else ""
+    return f'<div class="grid-of">{"".join(figures)}</div>'
 
 
 def _side_by_side(runs: Sequence[Shown]) -> str:
@@ -264,8 +334,12 @@ def _dot(place: int) -> str:
 
 
 def _plain(name: str) -> str:
-    """test/dice/disc -> dice disc; epoch/val_dice -> val dice."""
-    return name.removeprefix("test/").removeprefix("epoch/").replace("/", " ").replace("_", " ")
+    """test/dice/disc -> dice disc; epoch/val_dice -> validation dice; epoch/dice -> training dice."""
+    words = name.removeprefix("test/")
+    if words.startswith("epoch/"):
+        words = words.removeprefix("epoch/")
+        words = "validation " + words.removeprefix("val_") if words.startswith("val_") else "training " + words
+    return words.replace("/", " ").replace("_", " ")
 
 
 def _short(value: str, most: int = 60) -> str:
@@ -276,7 +350,7 @@ STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1480px;padding:0 20px;color:#1d2733}
 h1{font-size:26px;margin:0 0 4px} h2{font-size:19px;margin:30px 0 8px;border-bottom:1px solid #d8dee6;padding-bottom:3px} h3{font-size:15px;margin:16px 0 6px}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums} th,td{padding:5px 12px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid #e8ecf1}
-th{font-weight:600;color:#475364;white-space:nowrap} small{color:#69788a} .wide{overflow-x:auto}
+th{font-weight:600;color:#475364;white-space:nowrap} small{color:#69788a} .wide{overflow-x:auto} td:first-child{white-space:nowrap}
 .dot{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:7px} .legend span{margin-right:18px;white-space:nowrap}
 .grid-of{display:grid;grid-template-columns:repeat(auto-fill,minmax(380px,1fr));gap:14px 22px;margin-top:10px}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(460px,1fr));gap:14px 18px}

@@ -25,6 +25,7 @@ from medspark.track import identity
 from medspark.track.runs import DATABASE, REPEAT, REPEATS, client, found_run, where
 
 JOBS = identity.ROOT / "jobs"
+STDERR = 2  # where the job's output goes: its last line is none of ours
 UNCOMPARED = ("system/", "kpi/", "images_per_s", "waiting", "reader/", "cache/", "machine")
 """Beginnings of metrics that measure the machine, not the model."""
 
@@ -88,8 +89,7 @@ def rerun(run_id: str, lake: str = "", tracking_uri: str | None = None, more: Se
         summary = Path(work) / "summary.json"
         words = [*command(logged, lake, uri), *more, "--summary", str(summary)]
         environment = {**os.environ, REPEATS: run_id, identity.EXPECTED: logged.batch}
-        # The job's own last line is no line of ours.
-        status = subprocess.run(words, env=environment, stdout=sys.stderr.fileno(), check=False).returncode
+        status = subprocess.run(words, env=environment, stdout=STDERR, check=False).returncode
         if status:
             raise RerunFailed(f"the repeated run ended with status {status}; see above")
         new = json.loads(summary.read_text())["run_id"]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medspark.errors import BadRequest
+from medspark.lake import owner
 from medspark.lake.files import locate
 from medspark.track.identity import Identity
 from medspark.track.machine import Machine
@@ -31,6 +32,8 @@ TIMEOUT_S, RETRIES = "20", "1"  # of MLflow's own client: `Outbox` tries again i
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000  # MLflow cuts or refuses what is longer
 AWAY = frozenset({"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST", "DEADLINE_EXCEEDED", "ABORTED"})
 """MLflow's codes behind which a server may be well again (a locked SQLite file is BAD_REQUEST, a proxy's 502 INTERNAL_ERROR)."""
+KIND_TAG = "mlflow.experimentKind"  # the UI then shows the pages for training, not those for chats
+OLD_S = 30 * 86_400.0  # a folder of another boot or machine: no run takes a month
 REPEATS = "MEDSPARK_REPEATS"  # environment: the run that this one repeats (`medspark rerun`)
 REPEAT = "repeat.json"  # artifact of every run: job, options, settings
 
@@ -62,6 +65,7 @@ def client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT_S)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow would report to its makers what is used here
     for name in ("mlflow.store.db.utils", "alembic"):  # what they say while they make tables is no news
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
@@ -78,7 +82,8 @@ def experiment(store: Any, uri: str, name: str) -> str:
         beside = artifacts_beside(uri)
         folder = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
         try:
-            return str(store.create_experiment(name, artifact_location=f"{beside}/{folder}" if beside else None))
+            tags = {KIND_TAG: "custom_model_development"}
+            return str(store.create_experiment(name, artifact_location=f"{beside}/{folder}" if beside else None, tags=tags))
         except MlflowException as error:  # another run made it meanwhile
             found = store.get_experiment_by_name(name)
             if found is None:
@@ -114,7 +119,7 @@ def begin(
     repeat = {"job": who.job, "arguments": list(arguments), "settings": kept_settings, "feed": who.feed, "feed_version": who.feed_version}
     try:
         store = client(uri)
-        run = store.create_run(experiment(store, uri, who.experiment), run_name=name or None, tags=_tags(who))
+        run = store.create_run(experiment(store, uri, who.experiment), run_name=name or default_name(who), tags=_tags(who))
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise BadRequest(f"tracking store {_hidden(uri)}: does not answer ({type(error).__name__}); start it or name another") from None
     tracker = MlflowTracker(uri, run.info.run_id, machine=False)
@@ -123,7 +128,13 @@ def begin(
     tracker.text(json.dumps(repeat, indent=1), REPEAT)
     tracker.close()
     deliver(uri)
+    sweep()
     return str(run.info.run_id)
+
+
+def default_name(who: Identity) -> str:
+    """Says what a run is, and differs from all others; MLflow's own names are drawn from a generator that training seeds: they repeat."""
+    return f"{who.feed}@{who.feed_version} seed {who.seed} {uuid.uuid4().hex[:4]}"
 
 
 def again(uri: str, run_id: str) -> None:
@@ -339,7 +350,20 @@ def _waiting() -> Path:
 
 
 def _note(folder: Path, uri: str, run_id: str) -> None:
-    (folder / "run.json").write_text(json.dumps({"uri": uri, "run_id": run_id}))
+    (folder / "run.json").write_text(json.dumps({"uri": uri, "run_id": run_id, "owner": str(owner.current())}))
+
+
+def sweep() -> int:
+    """Removes copies of files that killed processes were to send (they show pixels); returns the number of folders."""
+    done = 0
+    for note in _waiting().glob("*/run.json"):
+        if (note.parent / LEFT).exists():
+            continue
+        old = time.time() - note.stat().st_mtime > OLD_S
+        if old or owner.Owner.parse(json.loads(note.read_text())["owner"]).dead():
+            shutil.rmtree(note.parent, ignore_errors=True)
+            done += 1
+    return done
 
 
 def deliver(uri: str) -> int:

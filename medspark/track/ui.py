@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,22 +33,20 @@ def refresh(lake: str, tracking_uri: str | None, folder: str | Path | None = Non
 
 
 def serve(lake: str, tracking_uri: str | None, port: int | None, say: Callable[[str], None]) -> int:
-    """Runs until Ctrl-C. A store that is a server has its own pages: their address is said, nothing is started."""
+    """Becomes MLflow's server, until Ctrl-C. A store that is a server has its own pages: their address is said, nothing is started."""
     uri, _ = refresh(lake, tracking_uri)
     if uri.startswith("http"):
         say(uri)
         return 0
     chosen = free(PORT if port is None else port, port is None)
-    say(f"http://127.0.0.1:{chosen}")
+    say(f"http://127.0.0.1:{chosen}/#/experiments?workflowType=machine_learning")  # the pages for training, not those for chats
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(chosen), "--workers", "1"]
     command += ["--backend-store-uri", uri]
     if uri.startswith("sqlite:///"):
         command += ["--default-artifact-root", (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS).as_uri()]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # MLflow starts uvicorn by its name
-    try:
-        return subprocess.run(command, env={**os.environ, "PATH": path}, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    os.execve(sys.executable, command, environment)  # in this process's place: whoever stops it stops the server
 
 
 def free(port: int, other: bool) -> int:

@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from medspark.errors import BadRequest
 from medspark.feed.card import ImageSpec
-from medspark.feed.served import Served, answers, parse, records
+from medspark.feed.served import Served, answers, parse, recipe_of, records
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,16 @@ def test_masks_are_cocos_run_lengths() -> None:
 def test_colours_and_grey_meet_the_models_channels() -> None:
     grey = half(16, 16)
     colour = np.repeat(grey[..., None], 3, axis=2)
-    three = replace(Threshold(), image=ImageSpec("image", (16, 16, 3), "uint8", "jpeg", ("R", "G", "B")), recipe={"channels": 3})
+    three = replace(Threshold(), image=ImageSpec("image", (16, 16, 3), "uint8", "jpeg", ("R", "G", "B")), recipe={})
     assert np.array_equal(parse({"image": sent(grey)}, three)[0], colour)
     assert np.array_equal(parse({"image": sent(colour)}, Threshold())[0][..., 0], grey)
+
+
+def test_what_a_recipe_leaves_unsaid_follows_from_the_image() -> None:
+    slices = replace(Threshold(), image=ImageSpec("context", (16, 16, 5), "int16", "blosc2", ("a", "b", "c", "d", "e"), "HU"), recipe={})
+    assert (recipe_of(slices).context, recipe_of(slices).mode, recipe_of(slices).dtype) == (2, "values", "int16")
+    volume = replace(Threshold(), image=ImageSpec("volume", (4, 16, 16, 1), "int16", "blosc2", ("value",), "HU"), recipe={"mode": "stored"})
+    assert (recipe_of(volume).depth, recipe_of(volume).planes, recipe_of(volume).mode) == (4, 4, "stored")
 
 
 def test_classes() -> None:

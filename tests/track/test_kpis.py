@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from medspark.lake import kpi
+from medspark.lake.ingest import Summary, record_kpi
 from medspark.lake.store import Lake
 from medspark.track import kpis, runs
 from tests.track.test_runs import begin
@@ -52,7 +53,16 @@ def test_rows_are_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_rows_of_a_real_lake(spark: Any, tmp_path: Path) -> None:
     lake = Lake(spark, str(tmp_path))
     assert kpi.record(lake, "r1", "tile_slides", kpi.work("toppi_s", 2.0, 10), {"n": "1"}) == 2
-    kpi.record(lake, "r1", "tile_slides", {"annotation_min": (12.0, "min")})
     found = kpis.new_rows(lake, datetime.min.replace(tzinfo=UTC))
-    assert {(row["metric"], row["value"]) for row in found} == {("toppi_s", 2.0), ("images_per_s", 5.0), ("annotation_min", 12.0)}
+    assert {(row["metric"], row["value"], row["unit"]) for row in found} == {("toppi_s", 2.0, "s"), ("images_per_s", 5.0, "1/s")}
+    summary = Summary("import_labels", "r2", str(tmp_path), new_sources=1, images=4, input_bytes=80, seconds=3.0)
+    summary.stages |= {"start": 1.0, "scan": 0.5, "explode": 1.5}
+    record_kpi(lake, summary, 36.0)
+    values = {row["metric"]: row["value"] for row in kpis.new_rows(lake, datetime.min.replace(tzinfo=UTC)) if row["run_id"] == "r2"}
+    assert values["toppi_s"] == 2.0 and values["total_s"] == 3.0 and values["annotation_min"] == 36.0
+    assert values["images_per_s"] == 2.0 and values["bytes_per_s"] == 40.0
+    nothing_new = Summary("import_labels", "r3", str(tmp_path))
+    record_kpi(lake, nothing_new, 36.0)
+    again = {row["metric"] for row in kpis.new_rows(lake, datetime.min.replace(tzinfo=UTC)) if row["run_id"] == "r3"}
+    assert "annotation_min" not in again and "toppi_s" in again, "minutes are counted once"
     assert kpis.new_rows(lake, datetime.now(UTC)) == []

@@ -21,8 +21,9 @@ from medspark.errors import BadRequest
 from medspark.track import model, runs
 from tests.feed.test_served import half, sent
 from tests.track import tiny
-from tests.track.test_runs import begin, free_port
+from tests.track.test_runs import begin, free_port, server
 
+__all__ = ["server"]  # a fixture
 LOADER = "tests.track.tiny"
 
 
@@ -75,6 +76,16 @@ def test_it_loads_as_a_pyfunc_and_answers(logged: tuple[str, str, str]) -> None:
     assert loaded.predict(pd.DataFrame({"image": [sent(image)]}), {"masks": "lists"}) == answers
     shown = loaded.predict(pd.DataFrame([model.example(tiny.Tiny())]))
     assert set(shown[0]) == {"labels", "probabilities", "masks"}
+
+
+@pytest.mark.slow
+def test_a_model_goes_through_a_tracking_server(server: tuple[str, Any, Any], tmp_path: Path) -> None:
+    address, _, _ = server
+    run_id = begin(address)
+    name = model.log(address, run_id, tiny.save(tmp_path / "predictor", tiny.Tiny()), tiny.Tiny(), loader=LOADER)
+    for asked in (name, "models:/segmentation-bright-dark@candidate", f"runs:/{run_id}"):
+        found = model.find(asked, address)
+        assert found.run_id == run_id and tiny.load(found.folder) == tiny.Tiny()
 
 
 def ask(address: str, content: dict[str, Any]) -> Any:

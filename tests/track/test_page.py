@@ -53,12 +53,28 @@ def test_what_differs_is_in_the_table_and_the_rest_is_said_once() -> None:
     assert text == page.html("segmentation: disc", two), "the same runs give the same page"
 
 
+def test_the_measures_that_matter_stand_first_and_the_rest_is_folded_away() -> None:
+    run = shown(metrics={"test/zeal": 1.0, "test/dice/disc": 0.7, "test/iou": 0.6, "test/dice": 0.8, "test/auc": 0.9})
+    assert list(page.results([run])) == ["test/auc", "test/dice", "test/iou", "test/zeal", "test/dice/disc"]
+    text = page.html("x", [run])
+    assert "1 further measures" in text and text.index("<th>dice</th>") < text.index("further measures") < text.index("<th>zeal</th>")
+
+
+def test_runs_that_differ_in_their_seed_alone_are_taken_together() -> None:
+    three = [shown(f"s{seed}", params={"rate": "0.1", "seed": str(seed)}, metrics={"test/dice": 0.7 + 0.1 * seed}) for seed in range(3)]
+    other = shown("other", params={"rate": "0.2", "seed": "0"})
+    found = page.repeated([*three, other], page.results([*three, other]))
+    assert found == {"mean (lowest to highest) of 3, from s0 on": {"test/dice": "0.8 (0.7 to 0.9)"}}
+    assert "<td>0.8 (0.7 to 0.9)</td>" in page.html("x", [*three, other])
+    assert page.repeated([three[0], other], page.results([three[0], other])) == {}
+
+
 def test_the_page_stands_alone_and_its_drawings_are_sound() -> None:
     text = page.html("a <b> & c", [shown("<script>alert(1)</script>"), shown("two")])
     assert "<script>" not in text and "a &lt;b&gt; &amp; c" in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text), "nothing is fetched from elsewhere"
     drawings = re.findall(r"<svg.*?</svg>", text)
-    assert len(drawings) == 4
+    assert len(drawings) == 4, "two measures, two curves"
     for drawing in drawings:
         ET.fromstring(drawing)
     data = re.search(r'src="data:image/webp;base64,([^"]+)"', text)
@@ -104,11 +120,11 @@ def test_a_page_is_made_from_runs_and_lies_beside_them(tmp_path: Path, monkeypat
             tracker.artifact(tmp_path / "confusion.png", "pictures/evaluation")
     (name,) = page.experiments(uri)
     text = page.publish(uri, name, tmp_path / "pages")
-    assert page.publish(uri, name) == text, "the page's own run is not on the page"
+    assert page.publish(uri, name) == text and page.experiments(uri) == [name]
     assert (tmp_path / "pages" / "classification-opacity.html").read_text() == text
     assert text.index("seed 1") < text.index("seed 2") and "<th>seed</th>" in text and "<th>feed</th>" not in text
     assert text.count("data:image/webp") == 4 and "evaluation: confusion" in text
     store = runs.client(uri)
-    experiment = store.get_experiment_by_name(name).experiment_id
-    (of_page,) = store.search_runs([experiment], "tags.kind = 'page'")
+    (of_page,) = store.search_runs([store.get_experiment_by_name(page.PAGES).experiment_id])
     assert [item.path for item in store.list_artifacts(of_page.info.run_id)] == [page.NAME]
+    assert of_page.info.run_id in store.get_experiment_by_name(name).tags[page.NOTE]

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -88,6 +89,21 @@ def test_how_a_run_ends_and_is_opened_again(store: str) -> None:
     assert runs.client(store).get_run(run_id).info.status == "RUNNING"
     with pytest.raises(BadRequest, match="not in the tracking store"):
         runs.again(store, "0" * 32)
+
+
+def test_copies_of_a_killed_process_are_removed_and_those_of_a_live_one_stay(tmp_path: Path) -> None:
+    script = (
+        "from medspark.track.runs import MlflowTracker; from pathlib import Path; import sys, os, signal; "
+        "t = MlflowTracker('http://127.0.0.1:9', 'a' * 32, machine=False); t.text('pixels', 'pictures/x.txt'); os.kill(os.getpid(), 9)"
+    )
+    alive = MlflowTracker("http://127.0.0.1:9", "b" * 32, machine=False)
+    alive.text("pixels", "pictures/x.txt")
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    kept = tmp_path / "cache" / "medspark" / "unsent"
+    assert len(list(kept.iterdir())) == 2 and all(stat.S_IMODE(place.stat().st_mode) == 0o700 for place in kept.iterdir())
+    assert runs.sweep() == 1
+    assert [place.name[:8] for place in kept.iterdir()] == ["b" * 8]
+    assert not alive.close(patience_s=0.1) and runs.sweep() == 0, "what a run has left for the next one stays"
 
 
 def free_port() -> int:
