@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from benchmarks.questions import FILTER, POINT, QUESTIONS, ROLL_UP, SERIES
 SIZES = {"small": 1_000, "medium": 16_000, "full": 166_000}  # series; 126.8 slices each on average
 SHARDS_A_BATCH = 16  # a million slices
 MEMORY_BYTES = 8 << 30
+KINDS = tuple(dict.fromkeys(kind for _, kind, _ in QUESTIONS))
 HELD = (POINT, SERIES, FILTER, ROLL_UP)  # kinds of questions that the target against DuckDB is about
 
 
@@ -48,23 +50,39 @@ def _build(given: Given, folder: Path, lake: Path, report: Report) -> None:
         Ratio("header table through plan and commit", rows / seconds, None, "rows/s", rows / seconds, 50_000, note=f"seconds by stage: {stages}"),
         Ratio("memory of the build, all processes", peak.bytes / 2**30, None, "GiB", peak.bytes / 2**30, MEMORY_BYTES / 2**30, at_least=False),
     ]  # fmt: skip
-    started = time.monotonic()
+    _cluster(given, lake, report)
+
+
+def _cluster(given: Given, lake: Path, report: Report) -> None:
     command = [sys.executable, str(peer.ROOT / "jobs" / "maintain_lake.py"), "--lake", str(lake), "--cluster"]
-    subprocess.run(command, check=True, env=peer.environment(given.work, memory="3g"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    report.remarks.append(f"maintain_lake --cluster took {time.monotonic() - started:.0f} s")
+    started = time.monotonic()
+    job = subprocess.Popen(command, env=peer.environment(given.work), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with Peak(job.pid) as peak:
+        out, _ = job.communicate()
+    if job.returncode:
+        raise RuntimeError(f"maintain_lake ended with status {job.returncode}")
+    seconds, said = time.monotonic() - started, json.loads(out.strip().splitlines()[-1])["clustered"]
+    note = "; ".join(f"{name}: {one['rows']:,} rows, {one['files_before']} files -> {one['files_after']}" for name, one in said.items())
+    report.ratios += [
+        Ratio("maintain_lake --cluster, the whole process", seconds, None, "s", seconds, None, note=note),
+        Ratio("memory of --cluster, all processes", peak.bytes / 2**30, None, "GiB", peak.bytes / 2**30, MEMORY_BYTES / 2**30, at_least=False),
+    ]  # fmt: skip
 
 
 class Peak:
-    """Peak of the proportional set sizes of this process and all below it, sampled while in context."""
+    """Peak of the proportional set sizes of a process (None: this one) and all below it, sampled while in context."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        self._pid = pid
 
     def __enter__(self) -> Peak:
         import psutil
 
-        self.bytes, self._over, me = 0, threading.Event(), psutil.Process()
+        self.bytes, self._over, root = 0, threading.Event(), psutil.Process(self._pid)
 
         def watch() -> None:
             while not self._over.wait(4 * EVERY_S):
-                self.bytes = max(self.bytes, sample(me)[1])
+                self.bytes = max(self.bytes, sample(root)[1])
 
         self._thread = threading.Thread(target=watch, daemon=True)
         self._thread.start()
@@ -88,7 +106,7 @@ def _ask(given: Given, uri: Path, report: Report) -> None:
         lines = ["| question | " + " | ".join(f"{name}, s" for name in engines) + " | clustering gains | open_lake / DuckDB |"]
         lines.append("|---" * (len(engines) + 3) + "|")
         gains, times = [], []
-        for title, kind, text in QUESTIONS:
+        for title, kind, text in [one for one in QUESTIONS if one[1] in given.own.kinds]:
             query = text.format(**keys)
             took, answers = {name: [] for name in engines}, {}
             for _ in range(given.repeat):
@@ -158,9 +176,10 @@ def _engines(spark: Any, opened: Any, uri: str) -> dict[str, Callable[[str], lis
 
 
 def _last_append(spark: Any, path: str) -> int:
-    """The version that the last ingest batch left: what came after it is upkeep."""
+    """The version that the last ingest batch left: what came after it is upkeep, which says so."""
     history = spark.sql(f"DESCRIBE HISTORY delta.`{path}`").select("version", "userMetadata").collect()
-    return max(row.version for row in history if '"batch"' in (row.userMetadata or ""))
+    said = [(row.version, row.userMetadata or "") for row in history]
+    return max(version for version, text in said if '"batch"' in text and '"layout"' not in text)
 
 
 def _agree(title: str, answers: dict[str, list[tuple[Any, ...]]]) -> None:
@@ -174,4 +193,5 @@ def _agree(title: str, answers: dict[str, list[tuple[Any, ...]]]) -> None:
 if __name__ == "__main__":
     options = peer.options("sql_scale", __doc__, 4)
     options.add_argument("--ask", metavar="LAKE", help="asks a lake that an earlier run built instead of building one")
+    options.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="the questions to ask")
     peer.main("sql_scale", options, bench)

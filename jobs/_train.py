@@ -7,22 +7,20 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _entry import BUG, STARTED, parser
 
 if TYPE_CHECKING:
-    from medspark.config import Augment, Config, Train
+    from medspark.config import Config
     from medspark.feed.open import Feed
-    from medspark.feed.reader import Reader
+    from medspark.train.feed_readers import FeedReaders
     from medspark.train.launch import Tracking
     from medspark.train.loop import Plan, Result
     from medspark.train.memory import Estimate
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
 NOWHERE = "none"
 RECORD = "run.json"  # in a run's folder: what --resume needs
+OWNER = "owner"  # ditto: the driver's process, so that no second one joins in
 KEPT = ("feed", "epochs", "batch_size", "seed", "num_proc", "train_part", "val_part", "tracking_uri")
 """Options that a run keeps for life."""
 SECTIONS = ("train", "augment")  # of the settings, that shape a run
@@ -49,34 +48,6 @@ def options(job: str, description: str) -> argparse.ArgumentParser:
     given.add_argument("--register", default="", metavar="NAME", help="name of the registered model (empty: by task and labels)")
     given.add_argument("--dry-run", action="store_true", help="prints the plan with its estimate of memory, and writes nothing")
     return given
-
-
-@dataclass(frozen=True)
-class FeedReaders:
-    """`medspark.train.feeding.Readers` over a feed; pickles."""
-
-    feed: Feed
-    train: Train
-    changes: Augment
-
-    def __call__(self, part: str, batch_size: int, rank: int, ranks: int, seed: int, augment: bool) -> Reader:
-        from medspark.feed.augment import Augmentation
-        from medspark.feed.cache import Cache
-
-        train = self.train
-        threads = train.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("HOROVOD_LOCAL_SIZE", "1")))
-        return self.feed.reader(
-            part,
-            batch_size,
-            rank,
-            ranks,
-            seed,
-            kind=train.reader,
-            augment=Augmentation(**dataclasses.asdict(self.changes)) if augment else None,
-            cache=Cache(str(train.cache_path()), int(train.cache_gib * 2**30)) if train.cache_gib else None,
-            workers=threads,
-            bad_rows=train.bad_rows,
-        )
 
 
 def body(job: str, task: str, given: argparse.Namespace, known: argparse.ArgumentParser) -> dict[str, Any]:
@@ -124,6 +95,11 @@ def resumed(job: str, given: argparse.Namespace, known: argparse.ArgumentParser)
     data = get(run_folder(given.lake, given.resume), RECORD)
     if data is None:
         raise BadRequest(f"--resume {given.resume}: lake {given.lake} has no such run")
+    owner = get(run_folder(given.lake, given.resume), OWNER)
+    if owner is not None and alive(owner.decode()):
+        raise BadRequest(
+            f"--resume {given.resume}: its driver still runs on this machine (process {owner.decode().split('/')[-2]}); wait for it, or end it"
+        )
     record: dict[str, Any] = json.loads(data)
     if record["job"] != job:
         raise BadRequest(f"--resume {given.resume}: this run is one of {record['job']}")
@@ -135,6 +111,14 @@ def resumed(job: str, given: argparse.Namespace, known: argparse.ArgumentParser)
             )
         setattr(given, name, record[name])
     return record
+
+
+def alive(owner: str) -> bool:
+    """Whether the driver that wrote ``owner`` certainly lives: on this machine, since this boot. Of others nothing is known."""
+    from medspark.lake.owner import Owner, current
+
+    said, me = Owner.parse(owner), current()
+    return (said.host, said.boot, said.space) == (me.host, me.boot, me.space) and not said.dead()
 
 
 def say_doubles(job: str, feed: Feed) -> None:
@@ -169,6 +153,8 @@ def plan_of(job: str, run: str, given: argparse.Namespace, settings: Config, fee
 
 
 def readers_of(feed: Feed, settings: Config) -> FeedReaders:
+    from medspark.train.feed_readers import FeedReaders
+
     return FeedReaders(feed, settings.train, settings.augment)
 
 
@@ -222,7 +208,7 @@ def trained(
     record: dict[str, Any],
     known: argparse.ArgumentParser,
 ) -> dict[str, Any]:
-    from medspark.lake import kpi, logs, session
+    from medspark.lake import kpi, logs, owner, session
     from medspark.lake.ingest import Summary
     from medspark.lake.store import Lake
     from medspark.train import launch
@@ -245,6 +231,7 @@ def trained(
             for name, value in dataclasses.asdict(getattr(settings, section)).items()
         ]
         put(plan.folder, RECORD, json.dumps({"job": job, **said, "settings": kept, "run_id": tracking.run_id}).encode())
+    put(plan.folder, OWNER, str(owner.current()).encode())
     print(f"{job}: run {run}; stopped at any time, it goes on with --resume {run}", file=sys.stderr, flush=True)
     summary = Summary(job, run, given.lake)
     summary.stages["start"] = time.monotonic() - STARTED

@@ -49,10 +49,9 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     check_writable(given.lake)
     logs.configure("", given.log_level)
     spark = session.build("medspark assign_splits", settings.spark)
-    session.warm_workers(spark)
     summary = ingest.Summary("assign_splits", uuid.uuid4().hex[:16], given.lake)
     logs.configure(summary.run_id, given.log_level)
-    lake = sql.register(spark, given.lake)
+    lake = sql.opened(spark, given.lake)
     lake.ensure(["splits", "kpi"])
     summary.stages["start"] = time.monotonic() - STARTED
     with summary.timed("plan"):

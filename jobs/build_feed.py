@@ -86,7 +86,7 @@ def parse(given: argparse.Namespace) -> Any:
 def run(given: argparse.Namespace) -> dict[str, Any]:
     from medspark import config
     from medspark.feed import build, cohort
-    from medspark.lake import card, ingest, logs, session, sql
+    from medspark.lake import card, ingest, logs, session
     from medspark.lake.files import check_writable
 
     settings = config.load(given.conf, given.set)
@@ -98,14 +98,14 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     session.warm_workers(spark)
     summary = ingest.Summary("build_feed", uuid.uuid4().hex[:16], given.lake)
     logs.configure(summary.run_id, given.log_level)
-    tables = cohort.pinned(sql.opened(spark, given.lake), request)
-    lake = sql.register(spark, given.lake, tables)
+    lake, tables = cohort.opened(spark, given.lake, request)
     lake.ensure(["kpi"])
     summary.stages["start"] = time.monotonic() - STARTED
     outcome = build.Build(lake, request, tables, summary.run_id, summary.timed, logs.Progress("build_feed")).run()
     rows = sum(part.rows for part in outcome.card.parts.values())
     summary.written[f"feeds/{request.name}"] += rows if outcome.changed else 0
     summary.skipped = 0 if outcome.changed else rows
+    summary.images = sum(part.images for part in outcome.card.parts.values())
     summary.versions, summary.seconds = dict(lake.versions), time.monotonic() - STARTED
     summary.extra = outcome.said()
     ingest.record_kpi(lake, summary)

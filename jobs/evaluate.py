@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
-from _entry import STARTED, main, parser
+from _entry import BUG, STARTED, main, parser
 
 
 def options() -> argparse.ArgumentParser:
@@ -30,7 +31,7 @@ def options() -> argparse.ArgumentParser:
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     from medspark import config
-    from medspark.errors import BadRequest
+    from medspark.errors import BadRequest, MedsparkError
     from medspark.feed.open import open_feed
     from medspark.lake import card, logs
 
@@ -71,6 +72,9 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         reader = feed.reader(given.part, given.batch_size)
         try:
             result = evaluate.evaluate(feed, reader, model, request, rows.add, Path(scratch))
+        except MedsparkError as error:  # a row that cannot be read: named, and nothing of the evaluation is kept
+            print(f"evaluate: {error}", file=sys.stderr)
+            raise SystemExit(BUG) from None
         finally:
             reader.close()
     progress(f"evaluate: {result.images} images of {result.subjects} subjects\n{result.said(feed.card.within_subject)}")

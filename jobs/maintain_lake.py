@@ -42,7 +42,8 @@ def upkeep(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
         check_writable(given.lake)
     logs.configure("", given.log_level)
     spark = session.build("medspark maintain_lake", settings.spark)
-    run = maintain.Maintenance(Lake(spark, given.lake), request, settings.ingest.lease_s, progress=logs.Progress("maintain_lake"), say=say)
+    about = {"progress": logs.Progress("maintain_lake"), "say": say, "key_path": settings.deid.key_path()}
+    run = maintain.Maintenance(Lake(spark, given.lake), request, settings.ingest.lease_s, **about)
     logs.configure(run.run_id, given.log_level)
     run.summary.stages["start"] = time.monotonic() - STARTED
     summary = run.run()

@@ -26,3 +26,18 @@ def spark() -> Iterator[object]:
     built = session.build("medspark tests")
     yield built
     built.stop()
+
+
+@pytest.fixture(scope="session")
+def demo_folder(spark: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make demo` leaves behind from its embedded files, without the training; what it said is in ``said.txt``."""
+    import io
+
+    from rich.console import Console
+
+    from medspark.demo import run, samples
+
+    out, said = tmp_path_factory.mktemp("demo") / "demo", io.StringIO()
+    assert run(str(out), samples.EMBEDDED, spark, Console(file=said, width=140), train=False) == 0  # type: ignore[arg-type]
+    (out / "said.txt").write_text(said.getvalue())
+    return out

@@ -128,10 +128,8 @@ def test_measures_in_the_unit_that_can_be_read() -> None:
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_demo(spark: Any, tmp_path: Path) -> None:
-    out, said = tmp_path / "demo", io.StringIO()
-    assert run(str(out), data=samples.EMBEDDED, spark=spark, console=Console(file=said, width=140)) == 0
-    text = said.getvalue()
+def test_demo(spark: Any, demo_folder: Path) -> None:
+    out, text = demo_folder, (demo_folder / "said.txt").read_text()
     assert all(f"[{step}/8]" in text for step in range(1, 9))
     assert "What to type next" in text
     lake = sql.register(spark, str(out / "lake"))
@@ -178,7 +176,7 @@ def test_demo(spark: Any, tmp_path: Path) -> None:
 
     versions = {name: lake.snapshot(name).version() for name in ("slides", "tiles", "slices", "photos", "labels", "pixels", "rejected")}
     again = io.StringIO()
-    assert run(str(out), data=samples.EMBEDDED, spark=spark, console=Console(file=again, width=140)) == 0
+    assert run(str(out), data=samples.EMBEDDED, spark=spark, console=Console(file=again, width=140), train=False) == 0
     assert "in the lake already" in again.getvalue()
     assert {name: lake.snapshot(name).version() for name in versions} == versions
 

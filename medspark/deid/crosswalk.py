@@ -143,6 +143,13 @@ class Crosswalk:
 REMEDY = "ingest the originals once more, into this or any other lake, with the same key and deid.crosswalk = true"
 
 
+def kept_of(key_path: Path, pseudonyms: Iterable[str]) -> list[Path]:
+    """Files beside a key that keep the originals of these series. Needs no key: the names follow from the pseudonyms."""
+    folder = key_path.with_name(key_path.name + ENDING)
+    names = sorted(map(_name, pseudonyms))
+    return [path for name in names for path in sorted((folder / name[:2]).glob(f"{name}-*"))]
+
+
 def _name(pseudonym: str) -> str:
     return hashlib.sha256(pseudonym.encode()).hexdigest()[:NAME_DIGITS]
 

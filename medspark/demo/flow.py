@@ -1,4 +1,4 @@
-"""The demo's eight steps, each with a number, a line and its seconds."""
+"""The demo's steps, each with a number, a line and its seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from medspark import config, deid
-from medspark.demo import pictures, questions, samples
+from medspark.demo import pictures, questions, samples, training
 from medspark.keys import Ids
 from medspark.lake import card, ingest, logs, session, sql
 from medspark.lake.open import open_lake
@@ -25,21 +25,21 @@ from medspark.lake.store import Lake
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-STEPS = 8
+STEPS, TRAINING_STEPS = 8, 3
 LOG = "demo.log"
 
 
 class Steps:
     """Numbered lines on the console: what is being done now, then what came of it and the seconds it took."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.number, self.started = console, 0, time.monotonic()
+    def __init__(self, console: Console, count: int) -> None:
+        self.console, self.count, self.number, self.started = console, count, 0, time.monotonic()
 
     @contextmanager
     def step(self, title: str) -> Iterator[list[str]]:
         """Prints the title, and on leaving what the caller appended to the list it got."""
         self.number += 1
-        self.console.print(Text.assemble((f"[{self.number}/{STEPS}] ", "bold cyan"), (title, "bold")))
+        self.console.print(Text.assemble((f"[{self.number}/{self.count}] ", "bold cyan"), (title, "bold")))
         begun, said = time.monotonic(), list[str]()
         yield said
         for line in said:
@@ -51,21 +51,24 @@ class Steps:
         self.console.print(Text(f"      {time.monotonic() - self.started:6.1f} s  {text}", style="dim"), soft_wrap=True)
 
 
-def run(out: str, data: str | None = None, spark: SparkSession | None = None, console: Console | None = None) -> int:
-    """Ingests, asks, draws and says what to type next; returns the exit status.
+def run(
+    out: str, data: str | None = None, spark: SparkSession | None = None, console: Console | None = None, train: bool = True
+) -> int:
+    """Ingests, asks, draws, trains and says what to type next; returns the exit status.
 
     out : str            folder; the lake is ``out/lake``, pictures are in ``out/pictures``. A second run finds nothing new and says so
     data : str | None    a folder with the demo's real files, "embedded", or None (../shared/data beside the project, else embedded)
     spark                an open session to use; it is left open
+    train                whether a network is trained on what was ingested
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with _log_to(folder / LOG):
-        return _run(folder, data, spark, console or Console(highlight=False))
+        return _run(folder, data, spark, console or Console(highlight=False), train)
 
 
-def _run(folder: Path, data: str | None, spark: SparkSession | None, console: Console) -> int:
-    steps = Steps(console)
+def _run(folder: Path, data: str | None, spark: SparkSession | None, console: Console, train: bool) -> int:
+    steps = Steps(console, STEPS + (TRAINING_STEPS if train else 0))
     lake_path = folder / "lake"
     with steps.step("Inputs") as said:
         inputs = samples.choose(data or samples.default_data(), folder / "input")
@@ -92,6 +95,12 @@ def _run(folder: Path, data: str | None, spark: SparkSession | None, console: Co
     finally:
         if opened:
             spark.stop()
+    try:
+        if train:
+            _train(steps, lake_path, folder)
+    except training.Failed as failed:
+        console.print(Text(f"      {failed}", style="bold red"), soft_wrap=True)
+        return 1
     _next(console, lake_path, folder)
     console.print(Text(f"\nDone in {time.monotonic() - steps.started:.0f} s.", style="bold green"))
     return 0
@@ -120,6 +129,32 @@ def _ingest(steps: Steps, lake: Lake, ids: Ids, settings: config.Config, inputs:
                 summary.seconds = time.monotonic() - begun
                 ingest.record_kpi(lake, summary)
                 said.append(f"{dataset}: {_said(summary)}")
+
+
+def _train(steps: Steps, lake: Path, folder: Path) -> None:
+    """From SQL to a feed, to a network on two ranks, to rows of predictions. The demo's own Spark session has ended: each is a job of its own."""
+    subject = training.choose(open_lake(str(lake)))
+    if subject is None:
+        return
+    jobs = training.Jobs(lake, folder / LOG, lambda text: steps.console.print(Text(f"      $ {text}", style="green"), soft_wrap=True))
+    with steps.step(f"A feed by SQL: {subject.label} on {subject.modality} slices, with their neighbours as channels (build_feed)") as said:
+        fed = training.feed(jobs, subject)
+        counts = ", ".join(f"{name} {part['rows']}" for name, part in sorted(fed["parts"].items()))
+        said.append(f"crops: {counts}; one series, so the parts share a subject: WITHIN-SUBJECT. `describe-feed` shows it")
+    before = training.done_before(folder, fed["version"])
+    with steps.step(f"A small U-Net on {training.RANKS} ranks, Horovod on Spark (train_segmenter)") as said:
+        trained = before or training.train(jobs)
+        said.append(("trained by an earlier demo: " if before else "") + training.told(trained))
+        picture = training.keep_progress(lake, trained["run_id"], folder / "pictures")
+        if picture:
+            said.append(f"{picture}  the same unseen crops after every epoch: image, truth, prediction")
+    with steps.step("Its predictions as rows beside the truth, and its scores (predict, evaluate)") as said:
+        if not before:
+            model = trained["registered"] or trained["model"]
+            training.predict(jobs, model)
+            training.evaluate(jobs, model)
+            training.keep(folder, trained)
+        said += training.compared(lake, subject)
 
 
 def _said(summary: ingest.Summary) -> str:
@@ -155,6 +190,7 @@ def _next(console: Console, lake: Path, folder: Path) -> None:
     lines = [
         ("look at the lake", f"{programs}/python -m medspark status --lake {at}"),
         ("ask it something", f'{programs}/python -m medspark sql --lake {at} "{query}"'),
+        ("the runs, their curves, pictures and models", f"{programs}/python -m medspark mlflow --lake {at}"),
         ("the six questions' SQL", f"less {shlex.quote(str(folder / 'questions.sql'))}"),
         *((f"your own {path.rsplit('/', 1)[1]}", f"{programs}/spark-submit jobs/{job}.py --lake {at} --input {path}") for job, path in own),
     ]

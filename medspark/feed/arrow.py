@@ -35,6 +35,7 @@ class ArrowSource:
         self._files = card.files_of(part)
         self._filesystem = filesystem
         self._root = root
+        self._far = not isinstance(filesystem, pafs.LocalFileSystem)  # one request a row group; on a disk it would be one more copy
         self._cached = None if cache is None else cache.follow(plan, self._files, self.read)
         self._footer = lru_cache(FOOTERS_KEPT)(self._read_footer)
 
@@ -50,7 +51,8 @@ class ArrowSource:
         """A row group from the feed's own store."""
         path = f"{self._root}/{self._files[file].path}"
         with self._filesystem.open_input_file(path) as stream:
-            return pq.ParquetFile(stream, metadata=self._footer(path), pre_buffer=True).read_row_group(group, COLUMNS, use_threads=False)
+            read = pq.ParquetFile(stream, metadata=self._footer(path), pre_buffer=self._far)
+            return read.read_row_group(group, COLUMNS, use_threads=False)
 
     def _read_footer(self, path: str) -> pq.FileMetaData:
         with self._filesystem.open_input_file(path) as stream:

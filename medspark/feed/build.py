@@ -102,10 +102,13 @@ class Build:
     def _run(self) -> Outcome:
         request, cohort = self.request, Cohort(self.lake, self.request, self.tables, self.stage)
         with self.timed("scan"):
-            cohort.stage_query()
+            cohort.ask()
             cohort.parts()
             cohort.gate()
-            self._one_part_each()
+            if cohort.doubles_total:
+                self.progress(f"{cohort.doubles_total} groups of equal images are under different subjects or parts; the card lists them")
+            if cohort.part_given:
+                self._one_part_each()
             cohort.locate_pixels()
         with self.timed("plan"):
             facts = cohort.facts()
@@ -113,8 +116,7 @@ class Build:
             cohort.truth_rows()
             truth, spelled = self._truth(cohort)
             self.progress(f"choose: {', '.join(truth.labels)}; {recipe.mode} {recipe.dtype}")
-            exclusive = self._choose(cohort, recipe, truth, spelled)
-            shape = self._shape(recipe)
+            exclusive, shape = self._choose(cohort, recipe, truth, spelled)
             codec = "jpeg" if self._passes_through(recipe, facts) else "blosc2"
             builder = Builder(recipe, request.crop, codec)
             self._select()
@@ -160,33 +162,30 @@ class Build:
         spelled = {*labels, *request.classes, *(label for label, name in named.items() if name in labels)}
         return Truth(labels, request.classes, exclusive, request.unlabelled), sorted(spelled)
 
-    def _choose(self, cohort: Cohort, recipe: Recipe, truth: Truth, spelled: Sequence[str]) -> bool:
-        """``_samples``: every candidate sample, staged. Returns whether labels exclude each other."""
+    def _choose(self, cohort: Cohort, recipe: Recipe, truth: Truth, spelled: Sequence[str]) -> tuple[bool, tuple[int, ...]]:
+        """``_samples``: every candidate sample, staged. Returns whether labels exclude each other, and the shape that all samples share."""
         request = self.request
         what = json.dumps({"recipe": recipe.to_dict(), "crop": request.crop, "volume": request.volume}, sort_keys=True)
         choose = Chooser(recipe, truth, request.task == "segmentation", request.crop, request.stride, Ids(None).digest("feed_recipe", what))
         frame = cohort.images(spelled).mapInArrow(lambda batches: choose(batches), STAGED)
         frame.createOrReplaceTempView("_choosing")
         cohort.staged("samples", "SELECT * FROM _choosing")
-        said = self._sql("SELECT count(*) AS n, max(overlap) AS overlap FROM _samples").collect()[0]
-        if not said.n:
-            raise BadRequest("no sample is left: no image has a known truth (see --unlabelled negative) ")
-        if request.task == "classification" or request.exclusive != "auto":
-            if said.overlap and request.exclusive == "yes":
-                raise BadRequest("--exclusive yes: labels overlap in some samples; use --exclusive no, or map them apart")
-            return truth.exclusive
-        return len(truth.labels) > 1 and not said.overlap
-
-    def _shape(self, recipe: Recipe) -> tuple[int, ...]:
         sizes = self._sql(
-            "SELECT rows, cols, count(*) AS n FROM _samples GROUP BY rows, cols ORDER BY n DESC, rows, cols LIMIT 6"
+            "SELECT rows, cols, max(overlap) AS overlap, count(*) AS n FROM _samples GROUP BY rows, cols ORDER BY n DESC, rows, cols LIMIT 6"
         ).collect()
+        if not sizes:
+            raise BadRequest("no sample is left: no image has a known truth (see --unlabelled negative)")
         if len(sizes) > 1:
             listed = ", ".join(f"{row.rows} x {row.cols} ({row.n})" for row in sizes[:5])
             raise BadRequest(f"images differ in size: {listed}{', ...' if len(sizes) > 5 else ''}; give --crop or --size")
-        space = (sizes[0].rows, sizes[0].cols)
-        channels = len(recipe.channel_names)
-        return (recipe.depth, *space, channels) if recipe.kind == "volume" else (*space, channels)
+        (one,) = sizes
+        space, channels = (one.rows, one.cols), len(recipe.channel_names)
+        shape = (recipe.depth, *space, channels) if recipe.kind == "volume" else (*space, channels)
+        if one.overlap and request.exclusive == "yes":
+            raise BadRequest("--exclusive yes: labels overlap in some samples; use --exclusive no, or map them apart")
+        if request.task == "classification" or request.exclusive != "auto":
+            return truth.exclusive, shape
+        return len(truth.labels) > 1 and not one.overlap, shape
 
     def _passes_through(self, recipe: Recipe, facts: Sequence[Mapping[str, Any]]) -> bool:
         """Whether stored JPEGs are the samples as they are."""

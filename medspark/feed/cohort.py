@@ -7,12 +7,12 @@ with a LIMIT or a random number is asked once.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medspark.errors import BadRequest
@@ -22,7 +22,6 @@ from medspark.feed.truth import BACKGROUND
 from medspark.lake import sql
 from medspark.lake.files import PRIVATE, locate
 from medspark.lake.store import Lake
-from medspark.lake.views import VIEWS
 from medspark.tables.catalog import TABLES
 from medspark.tables.names import plain_name
 
@@ -40,19 +39,20 @@ POINTERS = "image_id string, file int, grp int, row int, codec string, dtype str
 _META = "rescale_slope rescale_intercept voi_lut_function photometric value_min value_max pixel_spacing_mm value_unit is_hu".split()
 
 
-def pinned(lake: Lake, request: Request) -> dict[str, int]:
-    """table -> current version of every table that the feed is made from: those it always reads and those whose names the query holds."""
-    named = set(re.findall(r"[a-z_]+", f"{request.query} {request.label_where}".lower()))
-    for view in VIEWS:
-        if view.name in named:
-            named |= set(re.findall(r"[a-z_]+", view.text.lower()))
-    wanted = [name for name in TABLES if (name in ALWAYS or name in named) and name not in ENGINE]
-    return {name: int(lake.snapshot(name).version()) for name in wanted if lake.exists(name)}
+def opened(spark: Any, uri: str, request: Request) -> tuple[Lake, dict[str, int]]:
+    """(the lake with the tables' views, table -> version) at the current versions of what the feed is made from: the tables that it always reads and
+    those whose names the request's SQL holds. Raises `BadRequest` where there is no lake."""
+    named = sql.named(f"{request.query} {request.label_where}")
+    wanted = [name for name in TABLES if name in ALWAYS or name in named]
+    lake = sql.opened(spark, uri)
+    versions = {name: int(lake.snapshot(name).version()) for name in wanted if lake.exists(name)}
+    sql.register(spark, uri, wanted, versions)
+    return lake, {name: version for name, version in versions.items() if name not in ENGINE}
 
 
 @dataclass
 class Cohort:
-    """Views of one build, made in this order: `stage_query`, `parts`, `gate`, `locate_pixels`, `images`.
+    """Views of one build, made in this order: `ask`, `parts`, `gate`, `locate_pixels`, `images`.
 
     lake : its tables' views show the versions ``tables`` (`sql.register`)
     stage : private folder of this build
@@ -67,6 +67,7 @@ class Cohort:
     doubles_total: int = 0
     within_subject: bool = False
     split: dict[str, Any] = field(default_factory=dict)
+    part_given: bool = False
 
     def _run(self, text: str) -> Any:
         return self.lake.spark.sql(text)
@@ -86,49 +87,48 @@ class Cohort:
 
     # ---- who belongs to it
 
-    def stage_query(self) -> None:
-        """``_wants``: image_id, part, row0, col0, weight as the query returns them, each row once."""
+    def ask(self) -> None:
+        """``_wants``: image_id, part, row0, col0, weight as the query returns them, each row once. Nothing is computed yet."""
         found = sql.query(self.lake.spark, self.request.query)
         columns = {name.lower() for name in found.columns}
         if "image_id" not in columns:
             raise BadRequest(f"--query: returns {', '.join(found.columns)}; expected a column image_id")
         part = self.request.part_by
-        if part.lower() not in columns and (part != "part" or not self.request.split):
+        self.part_given = part.lower() in columns
+        if not self.part_given and (part != "part" or not self.request.split):
             raise BadRequest(f"--part-by {part}: the query returns {', '.join(found.columns)}; give that column, or --split")
         if ("row0" in columns) != ("col0" in columns):
             raise BadRequest("--query: returns one of row0 and col0; a crop's corner needs both")
         if "row0" in columns and self.request.crop is None:
             raise BadRequest("--query: returns row0 and col0; --crop says how large the crops there are")
         found.createOrReplaceTempView("_query")
-        said = [f"CAST(`{part}` AS STRING) AS part" if part.lower() in columns else "CAST(NULL AS STRING) AS part"]
+        said = [f"CAST(`{part}` AS STRING) AS part" if self.part_given else "CAST(NULL AS STRING) AS part"]
         said += [f"CAST({name if name in columns else 'NULL'} AS {kind}) AS {name}" for name, kind in OPTIONAL.items()]
-        self.staged("wants", f"SELECT DISTINCT image_id, {', '.join(said)} FROM _query WHERE image_id IS NOT NULL")
+        self._view("_wants", f"SELECT DISTINCT image_id, {', '.join(said)} FROM _query WHERE image_id IS NOT NULL")
         self._view("_all_images", " UNION ALL ".join(_IMAGES_SQL[name] for name in IMAGES if self.lake.exists(name)) or _NONE)
 
     def parts(self) -> None:
-        """``_parted``: the wanted rows with their part, the query's own before the split's; images without a part are counted and left out."""
+        """``_parted``: the wanted rows with their part, the query's own before the split's, computed once (a LIMIT or a random number is asked
+        once); images without a part are counted and left out."""
         join, given = "", "w.part"
         if self.request.split:
-            units = self._run(f"SELECT DISTINCT unit, seed FROM splits WHERE split_name = '{self.request.split}'").collect()
-            if not units:
-                raise BadRequest(f"--split {self.request.split}: the lake has no such split; make it with assign_splits")
-            unit = units[0].unit
-            self.split = {"name": self.request.split, "unit": unit, "seed": units[0].seed}
+            unit, seed = self._split()
+            self.split = {"name": self.request.split, "unit": unit, "seed": seed}
             self.within_subject = unit == "image"
             key = "i.image_id" if unit == "image" else "i.subject_key"
             join = f"LEFT JOIN (SELECT unit_key, part FROM splits WHERE split_name = '{self.request.split}') s ON s.unit_key = {key}"
             given = "coalesce(w.part, s.part)"
         else:
             self.split = {"query": self.request.part_by}
-        self._view(
-            "_parted_all",
-            f"SELECT i.*, {given} AS part, w.row0, w.col0, w.weight FROM _wants w JOIN _all_images i ON i.image_id = w.image_id {join}",
+        self.staged(
+            "wanted",
+            f"SELECT w.image_id AS wanted_id, i.*, {given} AS part, w.row0, w.col0, w.weight"
+            f" FROM _wants w LEFT JOIN _all_images i ON i.image_id = w.image_id {join}",
         )
-        self.staged("parted", "SELECT * FROM _parted_all WHERE part IS NOT NULL")
+        self._view("_parted", "SELECT * FROM _wanted WHERE image_id IS NOT NULL AND part IS NOT NULL")
         counted = self._run(
-            "SELECT (SELECT count(DISTINCT image_id) FROM _wants) AS wanted,"
-            " (SELECT count(DISTINCT image_id) FROM _parted) AS parted,"
-            " (SELECT count(DISTINCT w.image_id) FROM _wants w LEFT ANTI JOIN _all_images i ON i.image_id = w.image_id) AS strange"
+            "SELECT count(DISTINCT wanted_id) AS wanted, count(DISTINCT CASE WHEN part IS NOT NULL THEN image_id END) AS parted,"
+            " count(DISTINCT CASE WHEN image_id IS NULL THEN wanted_id END) AS strange, collect_set(part) AS parts FROM _wanted"
         ).collect()[0]
         if not counted.wanted:
             raise BadRequest("--query: returns no image")
@@ -137,9 +137,18 @@ class Cohort:
                 f"none of the {counted.wanted} images of --query has a part in split {self.request.split or '(none)'}; run assign_splits again"
             )
         self.skipped = {"not_in_the_lake": counted.strange, "without_part": counted.wanted - counted.parted - counted.strange}
-        for row in self._run("SELECT DISTINCT part FROM _parted LIMIT 100").collect():
-            if not plain_name(row.part):
-                raise BadRequest(f"part {row.part[:40]!r}: a part's name is letters, digits, '.', '_' and '-'")
+        for part in counted.parts:
+            if not plain_name(part):
+                raise BadRequest(f"part {part[:40]!r}: a part's name is letters, digits, '.', '_' and '-'")
+
+    def _split(self) -> tuple[str, int]:
+        """(unit, seed) of the split."""
+        where = pc.field("split_name") == self.request.split
+        for batch in self.lake.scan("splits", ["unit", "seed"], where):
+            if batch.num_rows:
+                row = batch.slice(0, 1).to_pylist()[0]
+                return row["unit"], row["seed"]
+        raise BadRequest(f"--split {self.request.split}: the lake has no such split; make it with assign_splits")
 
     def gate(self) -> None:
         """The leak check: raises `BadRequest` where a subject is in two parts, unless WITHIN-SUBJECT was asked for. Lists equal images."""
@@ -149,7 +158,9 @@ class Cohort:
         self.within_subject = self.within_subject or bool(torn)
         groups = self._run(leaks.DOUBLES.format(rows="_parted")).collect()
         self.doubles = tuple(tuple(row.images) for row in groups[: leaks.MOST_DOUBLES])
-        self.doubles_total = int(self._run(leaks.COUNT_DOUBLES.format(rows="_parted")).collect()[0].n) if groups else 0
+        self.doubles_total = len(groups)
+        if len(groups) > leaks.MOST_DOUBLES:
+            self.doubles_total = int(self._run(leaks.COUNT_DOUBLES.format(rows="_parted")).collect()[0].n)
 
     # ---- their pixels and labels
 
@@ -183,15 +194,18 @@ class Cohort:
             "SELECT i.kind, p.channels, p.dtype, p.codec, i.is_hu, i.value_unit, i.whole, min(i.spacing) AS spacing_min, max(i.spacing) AS spacing_max,"
             " min(i.mpp_um) AS mpp_min, max(i.mpp_um) AS mpp_max, count(i.spacing) AS n_spacing, count(*) AS n"
             " FROM (SELECT DISTINCT image_id, kind, is_hu, value_unit, whole, spacing, mpp_um FROM _parted) i"
-            f" JOIN _pointers p ON p.image_id = i.image_id GROUP BY 1, 2, 3, 4, 5, 6, 7 LIMIT {MOST_FACTS}"
+            f" LEFT JOIN _pointers p ON p.image_id = i.image_id GROUP BY 1, 2, 3, 4, 5, 6, 7 LIMIT {MOST_FACTS}"
         ).collect()
-        if not rows:
+        found = [row.asDict(recursive=True) for row in rows]
+        self.skipped["without_pixels"] = sum(row["n"] for row in found if row["codec"] is None)
+        stored = [row for row in found if row["codec"] is not None]
+        if not stored:
             raise BadRequest("no image of --query has stored pixels")
-        return sorted((row.asDict(recursive=True) for row in rows), key=lambda row: json.dumps(row, default=str))
+        return sorted(stored, key=lambda row: json.dumps(row, default=str))
 
     def truth_rows(self) -> None:
         """``_truth``: rows of ``labels`` on images that count, before classes are chosen."""
-        sources = ", ".join(f"'{word}'" for word in self.request.label_sources if plain_name(word))
+        sources = ", ".join(quoted(word) for word in self.request.label_sources)
         where = f" AND ({self.request.label_where})" if self.request.label_where else ""
         sql.query(
             self.lake.spark,

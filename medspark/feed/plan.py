@@ -19,7 +19,7 @@ from medspark.keys import rng
 MIX_GROUPS = 8  # row groups that batches are mixed from: 16 to 32 MB of encoded samples, 100 rows (CT) to 2,000 (tiles)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Rows [start, stop) of a row group; ``file`` counts the part's files."""
 

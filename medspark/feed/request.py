@@ -76,6 +76,9 @@ class Request:
             raise BadRequest("--negatives-per-positive: expected 0 or more")
         if self.world < 1 or self.runs < 1:
             raise BadRequest("--world and --runs: expected 1 or more")
+        for option, names in (("--label-sources", self.label_sources), ("--thin", self.thinned)):
+            if not names or not all(map(plain_name, names)):
+                raise BadRequest(f"{option} {','.join(names)}: expected names, separated by commas")
         if BACKGROUND in self.labels or len(set(self.labels)) != len(self.labels):
             raise BadRequest("--labels: expected different names, none of them empty")
         if self.exclusive == "yes" and self.labels and len(self.labels) < 2:

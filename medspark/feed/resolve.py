@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from medspark.errors import BadRequest
 from medspark.feed.card import ImageSpec
 from medspark.feed.request import Request
@@ -36,7 +38,11 @@ def resolve(request: Request, facts: Sequence[Mapping[str, Any]]) -> Recipe:
     if channel == 3 or not slices:
         if isinstance(request.window, tuple):
             raise BadRequest("--window CENTRE,WIDTH is for slices with values; photos and tiles are taken as they are")
-        mode, dtype = ("stored", "uint8") if bytes_only else ("display", "uint8")
+        floats = any(np.dtype(fact["dtype"]).kind == "f" for fact in facts)
+        if bytes_only:
+            mode, dtype = "stored", "uint8"
+        else:
+            mode, dtype = ("values", "float32") if floats or request.window == "raw" else ("display", "uint8")
     elif isinstance(request.window, tuple):
         mode, dtype = "window", "uint8"
     elif request.window == "raw" or hu:

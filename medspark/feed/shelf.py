@@ -8,13 +8,15 @@ compared with its checksum whenever it is read: a damaged one is dropped, and co
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 
@@ -26,6 +28,23 @@ OVERDUE = 0.25  # epochs: a blob that was due this long ago and not fetched belo
 BUSY_S = 60.0  # that a process waits for another's transaction, which takes milliseconds
 
 
+def _else(otherwise: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What a method says when the index cannot be used (disk full, damaged, locked for a minute): copies cost speed then, never the run."""
+
+    def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(self: Shelf, *args: Any, **named: Any) -> Any:
+            try:
+                return method(self, *args, **named)
+            except sqlite3.Error:
+                self.failed += 1
+                return otherwise
+
+        return call
+
+    return wrapped
+
+
 class Shelf:
     """``budget_bytes`` bound the blobs' sizes together, over all processes that opened the folder with the same budget."""
 
@@ -33,6 +52,7 @@ class Shelf:
         """Raises `BadRequest` for a folder that is not ours alone, or whose disk has no room for the budget."""
         self.evicted = 0
         self.damaged = 0
+        self.failed = 0
         self._root = Path(folder).expanduser()
         self._budget = budget_bytes
         self._owner = str(current())
@@ -60,6 +80,7 @@ class Shelf:
                 f"cache folder {folder}: a budget of {budget_bytes} bytes needs {budget_bytes - used} more, its disk has {free} free"
             )
 
+    @_else(None)
     def get(self, key: str, due: float | None = None) -> bytes | None:
         """The blob, or None where it is not there (or damaged: then it is dropped). due : when it is needed next after this"""
         with self._transaction() as index:
@@ -78,6 +99,7 @@ class Shelf:
         self.drop(key)
         return None
 
+    @_else(False)
     def has(self, key: str, due: float, now: float) -> bool:
         """Whether the blob is there, or being written; notes that it is needed at ``due``, unless it is known to be needed before."""
         with self._transaction() as index:
@@ -86,11 +108,13 @@ class Shelf:
                 index.execute("UPDATE blobs SET due = ? WHERE key = ? AND NOT (due >= ? AND due < ?)", (due, key, now, due))
         return found
 
+    @_else(False)
     def room(self, size: int, due: float, now: float) -> bool:
         """Whether a blob of ``size`` bytes that is due then would be taken in, if it were offered now."""
         with self._transaction() as index:
             return self._victims(index, size, due, now) is not None
 
+    @_else(False)
     def put(self, key: str, data: bytes, due: float, now: float) -> bool:
         """Takes the blob in, where those that leave for it are needed later than ``due``; False where not, or where the disk refuses.
 
@@ -117,6 +141,7 @@ class Shelf:
             index.execute("UPDATE blobs SET ready = 1 WHERE key = ?", (key,))
         return True
 
+    @_else(None)
     def drop(self, key: str) -> None:
         with self._transaction() as index:
             index.execute("DELETE FROM blobs WHERE key = ?", (key,))
@@ -176,7 +201,8 @@ class Shelf:
         try:
             yield index
         except BaseException:
-            index.execute("ROLLBACK")
+            if index.in_transaction:  # SQLite undoes some troubles by itself
+                index.execute("ROLLBACK")
             raise
         index.execute("COMMIT")
 

@@ -101,7 +101,7 @@ class Summary:
         try:
             yield
         finally:
-            self.stages[stage] += time.monotonic() - started
+            self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - started
 
     def json(self) -> dict[str, Any]:
         said = {

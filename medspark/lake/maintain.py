@@ -7,8 +7,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from medspark.deid.crosswalk import kept_of
 from medspark.errors import BadRequest
 from medspark.lake.ingest import Summary
 from medspark.lake.store import Lake
@@ -82,6 +84,8 @@ class Maintenance:
     progress: Callable[[str], None] = lambda text: None
     say: Callable[[str], None] = lambda line: None
     """Receives the lines of the tables for people: damage, originals of a forgotten subject."""
+    key_path: Path | None = None
+    """Where the lake's key lies, if it lies here: only what is kept beside it is looked for."""
 
     def __post_init__(self) -> None:
         self.summary = Summary(JOB, self.run_id, self.lake.uri)
@@ -123,6 +127,8 @@ class Maintenance:
             return forget.planned(self.lake, key)
         with alone(self.lake, "--forget-subject", self.run_id, self.lease_s) as batch:
             forgotten = forget.forget(self.lake, key, batch, self.progress)
+        if self.key_path is not None:
+            forgotten.crosswalk = [str(path) for path in kept_of(self.key_path, forgotten.found.ids)]
         for line in forgotten.table():
             self.say(line)
         return forgotten.json()

@@ -9,6 +9,7 @@ round works on a lake at a time (a claim, as in ingest): two can't both find tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections import Counter
@@ -66,6 +67,19 @@ class Model(Protocol):
         """Slices on either side that it looks at."""
         ...
 
+    @property
+    def depth(self) -> int:
+        """0; or the planes of the volume that it looks at as a whole, slices being all of one (series, t)."""
+        ...
+
+    def planes(self, count: int) -> list[int]:
+        """Which of a volume's ``count`` slices are its ``depth`` planes; -1 is padding, the last slice again."""
+        ...
+
+    def volume(self, planes: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> Any:
+        """float32 (depth, rows, cols, L) at the stored size, or (L,), of a volume's stored planes and their rows."""
+        ...
+
     def neighbours(self, place: int, ks: Sequence[int]) -> list[int]:
         """The 2 * context + 1 slices that slice ``place`` is seen with; ``ks``: places along the normal, ascending."""
         ...
@@ -114,8 +128,8 @@ def predict(
         raise BadRequest(f"--query: returns {', '.join(cohort.columns)}; expected a column image_id")
     lake.ensure([table_of(model.task), "claims"])
     recover_dead(lake)
-    whole = Batch(lake, run_id, JOB, f"{request.round}", lease_s)
-    if not whole.claim([f"{JOB}:{model.name}:{request.round}"], {}):
+    whole = Batch(lake, run_id, JOB, "", lease_s)
+    if not whole.claim([claim_of(model, request.round)], {}):
         raise BadRequest(f"another run predicts with model {model.name}, round {request.round}, on this lake; wait for it or end it")
     stage = f"{PRIVATE}/{whole.batch_id}/plan"
     with whole.worked():
@@ -138,13 +152,26 @@ def predict(
     return result
 
 
+def claim_of(model: Model, round: int) -> str:
+    """What a run claims: the rows that tell it from others (`_there`), hashed, because an address has no place in ``claims``."""
+    rows = f"{model.name} {round}" if model.task == "segmentation" else model.uri
+    return f"{JOB}:{hashlib.sha256(rows.encode()).hexdigest()[:16]}"
+
+
 def _there(lake: Lake, model: Model, request: Request) -> DataFrame:
     """``image_id`` of what is predicted already."""
     frame = lake.frame(table_of(model.task))
     if model.task == "segmentation":
         mine = (fn.col("source") == "model") & (fn.col("annotator") == model.name) & (fn.col("round") == request.round)
         return frame.where(mine & (fn.col("target") == "image")).select(fn.col("target_id").alias("image_id")).distinct()
-    return frame.where((fn.col("model_uri") == model.uri) & (fn.col("target") == "image")).select("image_id").distinct()
+    there = frame.where((fn.col("model_uri") == model.uri) & (fn.col("target") == "image")).select("image_id").distinct()
+    if not model.depth or not lake.exists("slices"):
+        return there
+    # A volume's classes stand at its middle slice, and are said of all of them.
+    slices = lake.frame("slices").select("image_id", "series_id", "t")
+    return slices.join(slices.join(there, "image_id").select("series_id", "t").distinct(), ["series_id", "t"], "left_semi").select(
+        "image_id"
+    )
 
 
 # ---- the plan
@@ -152,7 +179,8 @@ def _there(lake: Lake, model: Model, request: Request) -> DataFrame:
 
 def _plan(lake: Lake, model: Model, left: DataFrame, total: int, request: Request, stage: str) -> dict[int, tuple[int, int]]:
     """Writes the pieces of the images into the stage; returns chunk -> (images, pieces)."""
-    frames = [frame for frame in (_slices(lake, left, model.context), _tiles(lake, left), _photos(lake, left)) if frame is not None]
+    found = [_volumes(lake, left)] if model.depth else [_slices(lake, left, model.context), _tiles(lake, left), _photos(lake, left)]
+    frames = [frame for frame in found if frame is not None]
     if not frames:
         raise BadRequest("the lake holds no images yet")
     frame = frames[0]
@@ -163,7 +191,9 @@ def _plan(lake: Lake, model: Model, left: DataFrame, total: int, request: Reques
     chunks = max(1, -(-total // request.chunk_images))
     frame = frame.withColumn("chunk", fn.pmod(fn.xxhash64("piece"), fn.lit(chunks)).cast("int"))
     frame.repartition(min(chunks, 4 * cores(lake.spark)), "chunk").write.partitionBy("chunk").parquet(stage)
-    planned = lake.spark.read.parquet(stage).groupBy("chunk")
+    planned = (
+        lake.spark.read.schema(frame.schema).parquet(stage).groupBy("chunk")
+    )  # a plan of nothing has no file that could say its schema
     rows = planned.agg(fn.sum(fn.col("wanted").cast("int")).alias("images"), fn.countDistinct("piece").alias("pieces")).collect()
     return {int(row.chunk): (int(row.images), int(row.pieces)) for row in rows if row.images}
 
@@ -186,6 +216,18 @@ def _slices(lake: Lake, left: DataFrame, context: int) -> DataFrame | None:
     return _columns(slices, fn.concat_ws(":", "parent_id", "t", "band"), ["t", "k", *READ])
 
 
+def _volumes(lake: Lake, left: DataFrame) -> DataFrame | None:
+    """All slices with a place of the volumes that hold a wanted one."""
+    if not lake.exists("slices"):
+        return None
+    slices = lake.frame("slices").where("k IS NOT NULL").withColumn("parent_id", fn.col("series_id"))
+    slices = slices.join(left.withColumn("wanted", fn.lit(True)), "image_id", "left").withColumn(
+        "wanted", fn.coalesce("wanted", fn.lit(False))
+    )
+    slices = slices.join(slices.where("wanted").select("series_id", "t").distinct(), ["series_id", "t"], "left_semi")
+    return _columns(slices, fn.concat_ws(":", "parent_id", "t"), ["t", "k", *READ])
+
+
 def _tiles(lake: Lake, left: DataFrame) -> DataFrame | None:
     if not lake.exists("tiles"):
         return None
@@ -203,7 +245,7 @@ def _photos(lake: Lake, left: DataFrame) -> DataFrame | None:
 
 
 def _columns(frame: DataFrame, piece: Any, has: Sequence[str]) -> DataFrame:
-    """The columns of all kinds; null where a kind has none. A slide's row of ``tiles`` may lack some in an older lake: null, too."""
+    """The columns of all kinds; null where a kind has none. Columns that a later release added are null in an older lake."""
     rest = [
         (fn.col(name) if name in has and name in frame.columns else fn.lit(None)).cast(kind).alias(name) for name, kind in _TYPES.items()
     ]

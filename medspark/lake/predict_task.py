@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections import Counter
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from medspark.lake.predict import Model
 
 AT_ONCE = 16  # images that are asked about together: 8 MB of 512-px CT as stored, 70 MB of float32 probabilities of four labels
+NOT_STORED = "its stored pixels, or those of a slice that it is seen with, are missing or damaged"
 FILE_BYTES = 64 << 20  # rows of a file, packed
 
 
@@ -52,7 +54,7 @@ class Worker:
             reader = PixelReader(
                 filesystem, admitted_paths(map(dict, self.pixels), "parent_id", [rows[0]["parent_id"]]), rows[0]["parent_id"]
             )
-            self._piece(rows, reader, out)
+            (self._volume if self.model.depth else self._piece)(rows, reader, out)
         if out.worked:
             yield pa.RecordBatch.from_pydict({"said": [json.dumps(out.close())]})
 
@@ -66,7 +68,7 @@ class Worker:
             seen = {place: self._seen(place, ks) for place in here}
             needed = sorted({other for places in seen.values() for other in places})
             stored = {place: stored[place] for place in needed if place in stored}
-            found = reader([rows[place]["image_id"] for place in needed if place not in stored])
+            found = _read(reader, [rows[place]["image_id"] for place in needed if place not in stored])
             stored |= {place: found[rows[place]["image_id"]] for place in needed if rows[place]["image_id"] in found}
             out.worked = True
             ready = []
@@ -74,9 +76,38 @@ class Worker:
                 if all(other in stored for other in seen[place]):
                     ready.append(place)
                 else:
-                    out.reasons["its pixels (or those of a slice beside it) are not stored"] += 1
+                    out.reasons[NOT_STORED] += 1
             for place, probabilities in self._asked(ready, seen, stored, rows, out):
                 out.add(rows[place], stored[place], probabilities)
+
+    def _volume(self, rows: list[dict[str, Any]], reader: PixelReader, out: _Out) -> None:
+        """A volume is predicted as a whole. Masks: each wanted slice gets those of the plane nearest to it. Classes: one answer, at the middle slice."""
+        wanted = [place for place, row in enumerate(rows) if row["wanted"]]
+        if not wanted:
+            return
+        out.worked = True
+        places = [place if place >= 0 else len(rows) - 1 for place in self.model.planes(len(rows))]
+        found = _read(reader, {rows[place]["image_id"] for place in places})
+        if any(rows[place]["image_id"] not in found for place in places):
+            out.reasons[NOT_STORED] += len(wanted)
+            return
+        try:
+            probabilities = self.model.volume([found[rows[place]["image_id"]] for place in places], [rows[place] for place in places])
+        except Exception as error:
+            out.reasons[error.reason if isinstance(error, Rejected) else unexpected(error)] += len(wanted)
+            return
+        if probabilities.ndim == 1:
+            out.add(rows[len(rows) // 2], np.zeros((1, 1)), probabilities, images=len(wanted))
+            return
+        for start in range(0, len(wanted), AT_ONCE):
+            here = wanted[start : start + AT_ONCE]
+            stored = _read(reader, [rows[place]["image_id"] for place in here])
+            for place in here:
+                if (image_id := rows[place]["image_id"]) in stored:
+                    nearest = int(np.argmin(np.abs(np.array(places) - place)))
+                    out.add(rows[place], stored[image_id], probabilities[nearest])
+                else:
+                    out.reasons[NOT_STORED] += 1
 
     def _seen(self, place: int, ks: Sequence[int | None]) -> list[int]:
         """Places of the planes that an image is seen with; one without a position stands alone."""
@@ -129,7 +160,8 @@ class _Out:
         # Plain hashes: what goes in is a pseudonym already (target_id), so no key is needed on the executors.
         self._labels = LabelRows(Ids(None), None, self.now, "model", self.work.round)
 
-    def add(self, row: Mapping[str, Any], stored: np.ndarray, probabilities: np.ndarray) -> None:
+    def add(self, row: Mapping[str, Any], stored: np.ndarray, probabilities: np.ndarray, images: int = 1) -> None:
+        """``images`` : how many the row speaks for"""
         if self.work.table == "labels":
             self._masks(row, stored, probabilities)
             for rows in self._labels.take(256):
@@ -139,7 +171,7 @@ class _Out:
             if len(self._records) >= 4096:
                 self._keep(Rows.of("predictions", self._records))
                 self._records = []
-        self.images += 1
+        self.images += images
 
     def _masks(self, row: Mapping[str, Any], stored: np.ndarray, probabilities: np.ndarray) -> None:
         """A row for every label, of area 0 where the model sees none: what it has looked at is known."""
@@ -198,6 +230,21 @@ class _Out:
             self._keep(Rows.of("predictions", self._records))
         self._write()
         return {"files": self._files, "images": self.images, "reasons": dict(self.reasons)}
+
+
+def _read(reader: PixelReader, image_ids: Iterable[str]) -> dict[str, np.ndarray]:
+    """Stored arrays by id, less those that cannot be decoded: damage costs its image, not the run (``maintain_lake --verify`` finds it)."""
+    wanted = sorted(image_ids)
+    try:
+        return reader(wanted)
+    except OSError:
+        raise  # the store's fault, which passes
+    except Exception:
+        found: dict[str, np.ndarray] = {}
+        for image_id in wanted:
+            with contextlib.suppress(Exception):
+                found |= reader([image_id])
+        return found
 
 
 def confidence(mask: np.ndarray, probability: np.ndarray) -> float:

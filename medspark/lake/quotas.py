@@ -11,6 +11,8 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from medspark.errors import BadRequest
 from medspark.tables.names import plain_name
 
@@ -64,28 +66,32 @@ def _ceil(value: float) -> int:
     return math.ceil(value - SHARES_SUM)
 
 
-def place(seed: int, unit_key: str) -> str:
-    """What units are ordered by. The same in Spark: ``sha2(concat(seed, ':', unit_key), 256)``."""
-    return hashlib.sha256(f"{seed}:{unit_key}".encode()).hexdigest()
+def places(seed: int, unit_keys: Iterable[str], count: int) -> np.ndarray:
+    """(count,) uint64 that units are ordered by: the first 64 bits of SHA-256(seed:unit)."""
+    digests = (hashlib.sha256(f"{seed}:{unit}".encode()).digest()[:8] for unit in unit_keys)
+    return np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64, count)
 
 
-def assign(units: Iterable[tuple[str, str]], held: Mapping[str, tuple[str, str]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """unit -> part of every unit, old and new: what `assigned` does in Spark, for a handful.
+def drawn(
+    unit_keys: Iterable[str],
+    strata: np.ndarray,
+    names: Sequence[str],
+    held: Mapping[tuple[str, str], int],
+    shares: Mapping[str, float],
+    seed: int,
+) -> np.ndarray:
+    """(n,) place in ``shares`` of each new unit's part.
 
-    units : (unit, stratum);  held : unit -> (stratum, part) as it was written
+    unit_keys : n keys, ascending (of two equal places the smaller key comes first);  strata : (n,) places in ``names``
     """
-    fresh: dict[str, list[str]] = {}
-    for unit, stratum in units:
-        if unit not in held:
-            fresh.setdefault(stratum, []).append(unit)
-    counts: dict[tuple[str, str], int] = {}
-    for entry in held.values():
-        counts[entry] = counts.get(entry, 0) + 1
-    parts = {unit: part for unit, (_, part) in held.items()}
-    for stratum, ranges in ranks(quotas({name: len(keys) for name, keys in fresh.items()}, counts, shares)).items():
-        ordered = sorted(fresh[stratum], key=lambda unit: (place(seed, unit), unit))
-        for part, first, end in ranges:
-            parts.update(dict.fromkeys(ordered[first:end], part))
+    counts = np.bincount(strata, minlength=len(names))
+    taken = ranks(quotas({name: int(count) for name, count in zip(names, counts, strict=True)}, held, shares))
+    order = np.lexsort((places(seed, unit_keys, len(strata)), strata))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    parts, number = np.empty(len(strata), np.int32), {part: place for place, part in enumerate(shares)}
+    for place, name in enumerate(names):
+        for part, first, end in taken.get(name, ()):
+            parts[order[starts[place] + first : starts[place] + end]] = number[part]
     return parts
 
 

@@ -6,7 +6,8 @@ What the functions say is in ``medspark.pixels.functions``, what the views say i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,28 @@ NULLABLE = {"long": "Int64", "int": "Int32", "boolean": "boolean"}
 """pandas' types that hold null beside whole numbers and truth values."""
 
 
-def register(spark: SparkSession, uri: str, versions: Mapping[str, int] | None = None) -> Lake:
+def register(spark: SparkSession, uri: str, tables: Collection[str] = tuple(TABLES), versions: Mapping[str, int] | None = None) -> Lake:
     """Temporary views named as the tables and views, and the functions; raises `BadRequest` where there is no lake.
 
-    versions : table -> the version that its view shows; of the others the current one
+    tables : those that are wanted (`named`), and the views over them;  versions : table -> the version that its view shows, else the current one
     """
     lake = opened(spark, uri)
     for name, definition in TABLES.items():
-        frame = lake.frame(name, (versions or {}).get(name)) if lake.exists(name) else spark.sql(empty(definition))
-        frame.createOrReplaceTempView(name)
+        if name in tables:
+            frame = lake.frame(name, (versions or {}).get(name)) if lake.exists(name) else spark.sql(empty(definition))
+            frame.createOrReplaceTempView(name)
     for view in VIEWS:
-        spark.sql(view.text).createOrReplaceTempView(view.name)
+        if view.tables <= set(tables):
+            spark.sql(view.text).createOrReplaceTempView(view.name)
     register_functions(spark)
     return lake
+
+
+def named(text: str) -> set[str]:
+    """Tables whose names a query holds, also by way of a view. Too many where a column or a string has a table's name, never too few."""
+    words = set(re.findall(r"[a-z_]+", text.lower()))
+    through = [view.tables for view in VIEWS if view.name in words]
+    return (words & set(TABLES)).union(*through)
 
 
 def opened(spark: SparkSession | None, uri: str) -> Lake:

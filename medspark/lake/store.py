@@ -29,6 +29,7 @@ from medspark.tables.catalog import TABLES
 if TYPE_CHECKING:  # reading needs no Spark: neither `open_lake` nor `status` imports it
     from pyspark.sql import DataFrame, SparkSession
 
+FEW_FILES = 128  # of a version; with more of them Delta's statistics, which skip files, are worth their price
 RETRYABLE = ("Concurrent", "ProtocolChanged", "MetadataChanged", "FileAlreadyExists")
 S3 = ("s3a", "s3")  # whose client replaces a file without asking, where every other file system refuses to create it twice
 ATTEMPTS = 40  # with the pauses below about a minute: longer than any commit that another job may be making
@@ -127,7 +128,7 @@ class Lake:
         )
         return dataset.to_table(columns=list(columns), filter=where)
 
-    def scan(self, table: str, columns: Sequence[str], where: pc.Expression) -> Iterator[pa.RecordBatch]:
+    def scan(self, table: str, columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[pa.RecordBatch]:
         """The same, batch by batch: for tables that may outgrow memory."""
         paths = self.files(table) if self.exists(table) else []
         if paths:
@@ -136,8 +137,19 @@ class Lake:
             yield from dataset.to_batches(columns=list(columns), filter=where)
 
     def frame(self, table: str, version: int | None = None) -> DataFrame:
-        reader = self.spark.read.format("delta")
-        return (reader if version is None else reader.option("versionAsOf", str(version))).load(self.path(table))
+        """The table in Spark. A version with few files is read by their list: Delta's own snapshot of it would cost every query a Spark job."""
+        if version is None:
+            return self.spark.read.format("delta").load(self.path(table))
+        listed = self.actions(table, version)
+        if len(listed) > FEW_FILES:
+            return self.spark.read.format("delta").option("versionAsOf", str(version)).load(self.path(table))
+        from pyspark.sql.types import StructType
+
+        schema = StructType.fromJson(TABLES[table].json())
+        if not listed:
+            return self.spark.createDataFrame([], schema)
+        paths = [f"{self.path(table)}/{action['relative']}" for action in listed]
+        return self.spark.read.schema(schema).option("__globPaths__", "false").parquet(*paths)
 
     # ---- creation
 

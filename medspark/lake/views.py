@@ -37,6 +37,11 @@ class View:
     def text(self) -> str:
         return "SELECT " + ", ".join(f"{item.expression} AS {item.name}" for item in self.items) + " " + self.source
 
+    @property
+    def tables(self) -> set[str]:
+        """Tables that it is made from."""
+        return {table for _, table in _TABLE.findall(self.text)}
+
     def within(self, database: str) -> str:
         """The text with its tables named within a database, whatever else has their names in the session."""
         return _TABLE.sub(rf"\1 {database}.\2", self.text)

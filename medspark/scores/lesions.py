@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medspark.scores.surface import bounds
+
 FOUND_IOU = 0.1  # small lesions in thick slices seldom reach 0.5; 0.1 asks for a real overlap and not for one shared pixel
 
 
@@ -63,16 +65,22 @@ def detect(lesions: np.ndarray, predicted: np.ndarray, least_iou: float = FOUND_
     lesions : int array, 0 outside, else the number of the lesion (`components`, or one number an ``instance_key``; numbers may have gaps)
     predicted : bool array of the same shape
     """
+    there = bounds((lesions > 0) | predicted)
+    if there is None:
+        return Detection()
+    lesions, predicted = lesions[there], predicted[there]
     seen = components(predicted)
-    ids, truth = np.unique(lesions, return_inverse=True)
-    truth = truth.reshape(lesions.shape) + (0 if ids[0] == 0 else 1)
-    n_truth, n_seen = int(truth.max()), int(seen.max())
+    inside = (lesions > 0) | predicted  # only these pixels are looked at: most of a volume is neither
+    of_pixel, seen_pixel = lesions[inside], seen[inside]
+    ids = np.unique(of_pixel[of_pixel > 0])
+    truth = np.where(of_pixel > 0, np.searchsorted(ids, of_pixel) + 1, 0)  # numbers without gaps
+    n_truth, n_seen = len(ids), int(seen_pixel.max())
     if not n_truth or not n_seen:
         return Detection(0, n_truth, n_seen)
-    pair = truth[predicted].astype(np.int64) * (n_seen + 1) + seen[predicted]
-    keys, shared = np.unique(pair[truth[predicted] > 0], return_counts=True)
+    both = (truth > 0) & (seen_pixel > 0)
+    keys, shared = np.unique(truth[both].astype(np.int64) * (n_seen + 1) + seen_pixel[both], return_counts=True)
     of_truth, of_seen = keys // (n_seen + 1), keys % (n_seen + 1)
-    union = np.bincount(truth.ravel(), minlength=n_truth + 1)[of_truth] + np.bincount(seen.ravel(), minlength=n_seen + 1)[of_seen] - shared
+    union = np.bincount(truth, minlength=n_truth + 1)[of_truth] + np.bincount(seen_pixel, minlength=n_seen + 1)[of_seen] - shared
     overlap = shared / union
     free_truth, free_seen = np.ones(n_truth + 1, bool), np.ones(n_seen + 1, bool)
     found = 0

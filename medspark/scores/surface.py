@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 PERCENTILE = 95.0
-DENSE_PIXELS = (
-    1 << 25
-)  # up to here a distance map (4 bytes a pixel, and some more while it is made: 0.6 GB); beyond, a tree of the surface points
+MAP_SHARE = 0.1  # surface pixels of a box from which on a distance map of it is faster than a tree of its surface points
+MAP_PIXELS = 1 << 25  # the largest box that gets a map: it takes some 16 bytes a pixel while it is made, 0.5 GB
 
 
 def hausdorff_mm(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float], percentile: float = PERCENTILE) -> float | None:
@@ -27,7 +26,7 @@ def hausdorff_mm(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[
     """
     if truth.shape != predicted.shape or truth.ndim != len(spacing_mm):
         raise ValueError(f"truth {truth.shape}, prediction {predicted.shape}, spacing {tuple(spacing_mm)}")
-    there = _box(truth | predicted)
+    there = bounds(truth | predicted)
     if there is None:
         return None
     truth_in, predicted_in = truth[there], predicted[there]
@@ -40,7 +39,7 @@ def hausdorff_mm(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[
 def surface_distances_mm(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """(from each surface pixel of the prediction to the truth's surface, from each of the truth to the prediction's), mm; neither is empty."""
     of_truth, of_predicted = surface(truth), surface(predicted)
-    if of_truth.size <= DENSE_PIXELS:
+    if of_truth.size <= MAP_PIXELS and np.count_nonzero(of_truth | of_predicted) >= MAP_SHARE * of_truth.size:
         return _by_map(of_predicted, of_truth, spacing_mm), _by_map(of_truth, of_predicted, spacing_mm)
     return _by_tree(of_predicted, of_truth, spacing_mm), _by_tree(of_truth, of_predicted, spacing_mm)
 
@@ -74,8 +73,8 @@ def surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~inner
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box that holds the mask: distances inside are those of the whole image."""
+def bounds(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that holds the mask; None where it is empty. What is measured of masks inside is what is measured of the whole image."""
     slices = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))

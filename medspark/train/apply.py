@@ -6,6 +6,7 @@ was trained on are seen through overlapping windows (`feed.stitch`), and probabi
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import tempfile
@@ -27,12 +28,14 @@ THREADS = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
 BATCH_PIXELS = 1 << 21  # of windows in one call: bounds what a network's layers hold of it
 _LOADED: dict[str, Predictor] = {}
 _LOCK = threading.Lock()
+atexit.register(_LOADED.clear)  # before TensorFlow's own modules are taken apart: a network that outlives them complains on standard error
 
 
 @dataclass(frozen=True)
 class Applied:
     """A model for `medspark.lake.predict.predict`.
 
+    window : (rows, cols) px that the network was trained on;  overlap : share of it between neighbours, on larger images
     packed : file name -> bytes of the predictor's folder, or a broadcast variable (``.value``) of it
     """
 
@@ -53,6 +56,20 @@ class Applied:
 
     def neighbours(self, place: int, ks: Sequence[int]) -> list[int]:
         return sample.neighbours(place, self.recipe.context, ks)
+
+    @property
+    def depth(self) -> int:
+        return self.recipe.depth
+
+    def planes(self, count: int) -> list[int]:
+        return sample.depths(count, self.recipe.depth)
+
+    def volume(self, planes: Sequence[np.ndarray], rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """(depth, rows, cols, L) float32 at the stored size, or (L,), of a volume's stored planes."""
+        found = loaded(self).probabilities(self.recipe.values(planes, rows)[None])[0]
+        if found.ndim == 1:
+            return found
+        return np.stack([self._back(plane, stored.shape[:2]) for plane, stored in zip(found, planes, strict=True)])
 
     def probabilities(self, stacks: Sequence[tuple[Sequence[np.ndarray], Sequence[Mapping[str, Any]]]]) -> list[np.ndarray]:
         """Per image float32 (rows, cols, L) at its stored size, or (L,); stack: its stored planes, and their rows of ``slices``."""
@@ -96,7 +113,7 @@ def applied(folder: str | Path, uri: str, overlap: float = stitch.OVERLAP, broad
     """The model in a folder (`predictor.save`), under the name of its content.
 
     broadcast : sends the files to the executors (``sparkContext.broadcast``); None: they travel with the object
-    Raises `BadRequest` for a folder without a model, or a model that cannot see single images.
+    Raises `BadRequest` for a folder without a model.
     """
     try:
         stitch.strides((1, 1), overlap)
@@ -104,13 +121,11 @@ def applied(folder: str | Path, uri: str, overlap: float = stitch.OVERLAP, broad
         raise BadRequest(f"--overlap: {error}") from None
     model = predictor.load(folder)
     recipe = Recipe.parse(model.recipe)
-    if recipe.kind == "volume":
-        raise BadRequest(f"{uri}: a model of whole volumes; predict takes models of images and of slices with neighbours")
     packed = {name: (Path(folder) / name).read_bytes() for name in ("predictor.json", "weights.npz")}
     digest = hashlib.sha256()
     for name, data in sorted(packed.items()):
         digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
-    rows, cols = model.image.space
+    rows, cols = model.image.space[-2:]
     return Applied(
         uri=uri,
         name=f"model:{digest.hexdigest()[:16]}",

@@ -31,7 +31,8 @@ from medspark.train.world import World, prepare
 log = logging.getLogger("medspark.train")
 
 CANDIDATES = 128  # validation rows that the pictures are chosen from
-NAMED_ROWS = 20  # bad rows that are told by name
+NAMED_ROWS = 20  # bad rows of an epoch that are told by name in the log
+BAD_ROWS = "bad_rows"  # folder of a run: a file of names and reasons for each rank
 WITHIN_SUBJECT = "WITHIN-SUBJECT"
 
 Beat = Callable[[str], None]
@@ -89,7 +90,6 @@ class State:
     thresholds: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: str = ""
-    bad: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class Run:
         self.waited = Waited()
         self.images = 0
         self.reported = (time.monotonic(), 0, 0.0)  # time, images and seconds waited at the last report
-        self.bad: dict[str, str] = {}
+        self.bad: dict[str, str] = {}  # found by `sound`
+        self.noted: dict[str, str] = {}  # and by the readers, told already
         self.samples: pictures.Samples | None = None
 
     # --- the whole
@@ -183,6 +184,7 @@ class Run:
             self.stepper.restore(dict(found.arrays))
         said = self.world.share(None if found is None else found.state)
         self.world.same(self.stepper.variables())
+        self.noted = json.loads(checkpoint.get(self.plan.folder, self._bad_file()) or b"{}") if said is not None else {}
         if said is not None:
             self.state = State(**said["state"])
             self.watch = schedule.Watch(**self.state.watch)
@@ -309,7 +311,7 @@ class Run:
         if self.watch.over(self.settings.stop_after):
             state.stopped = f"no progress of validation {self.monitor} for {self.settings.stop_after} epochs"
         if self._leads:
-            read: dict[str, float] = getattr(self.training, "metrics", dict)()  # seconds waited for the store, hits of the cache, ...
+            read = self.training.metrics()  # seconds waited for the store, hits of the cache, ...
             said = {**measured, **{name if "/" in name else f"reader/{name}": value for name, value in read.items()}}
             self.tracker.metrics({f"epoch/{name}": value for name, value in said.items() if np.isfinite(value)}, state.epoch)
             log.info("epoch %d of %d", state.epoch + 1, self.plan.epochs, extra={"said": {"measures": _rounded(measured)}})
@@ -378,12 +380,27 @@ class Run:
             self.tracker.artifact(file, folder)
 
     def _note_bad(self) -> None:
-        """What readers could not decode and what was left out here, by name."""
-        found = {**self.bad, **getattr(self.training, "bad", {}), **getattr(self.validation, "bad", {})}
-        new = {row: reason for row, reason in found.items() if row not in self.state.bad}
+        """What this rank could not use, by name: in the log, and in a file of its own in the run's folder."""
+        found = {**self.bad, **self.training.bad, **(self.validation.bad if self.validation is not None else {})}
+        new = {row: reason for row, reason in found.items() if row not in self.noted}
+        if not new:
+            return
         for row, reason in list(new.items())[:NAMED_ROWS]:
             log.warning("row %s takes no part: %s", row, reason)
-        self.state.bad |= new
+        self.noted |= new
+        checkpoint.put(self.plan.folder, self._bad_file(), json.dumps(self.noted).encode())
+
+    def _bad_file(self) -> str:
+        return f"{BAD_ROWS}/{self.world.rank}.json"
+
+    def _all_bad(self) -> dict[str, str]:
+        """What any rank could not use, the same on every rank."""
+        self.beat("waiting for the other ranks")
+        self.world.total(np.zeros(1))  # all have written
+        found: dict[str, str] = {}
+        for name in checkpoint.names(self.plan.folder, BAD_ROWS):
+            found |= json.loads(checkpoint.get(self.plan.folder, f"{BAD_ROWS}/{name}") or b"{}")
+        return found
 
     def _save(self) -> None:
         if not self._leads:
@@ -397,7 +414,7 @@ class Run:
     # --- the end
 
     def _finish(self, resumed_at: int) -> Result:
-        state = self.state
+        state, bad = self.state, self._all_bad()
         model = f"{self.plan.folder}/model"
         best = min(self.watch.best_epoch if self.validation is not None else state.epoch - 1, state.epoch - 1)
         if self._leads:
@@ -409,7 +426,7 @@ class Run:
                 self.stepper.restore(dict(found.arrays))
             self._write_model(best)
             self._write_animation()
-            self.tracker.tags({"stopped": state.stopped or "done", "bad_rows": str(len(state.bad))})
+            self.tracker.tags({"stopped": state.stopped or "done", "bad_rows": str(len(bad))})
         seconds = time.monotonic() - self.started
         return Result(
             run=self.plan.run,
@@ -420,7 +437,7 @@ class Run:
             thresholds=state.thresholds,
             model=model,
             stopped=state.stopped,
-            bad_rows=state.bad,
+            bad_rows=bad,
             resumed_at=resumed_at,
             images_per_s=self.images * self.world.size / max(seconds, 1e-9),
             waited_s=self.waited.seconds,

@@ -16,10 +16,10 @@ from medspark.train.network import Network
 
 log = logging.getLogger("medspark.train")
 
-RUNTIME_BYTES = 700 << 20  # TensorFlow, Horovod, Arrow and Python themselves, measured on a CPU: 0.55 to 0.65 GiB
+RUNTIME_BYTES = 700 << 20  # TensorFlow, Horovod, Arrow and Python themselves: 0.5 GiB before the first step on a CPU
 BATCHES_AHEAD = 4  # decoded and waiting, in the reader, the loop and TensorFlow
 SLOTS = {"adam": 2, "adamw": 2, "sgd": 1}  # copies of the weights that an optimiser keeps
-BACKWARD = 1.5  # activations kept for the way back, and the gradients beside the two largest of them
+BACKWARD = 1.25  # outputs kept for the way back, and the gradients of the largest of them; 1 was seen on a CPU (docs/training.md)
 MiB = 1 << 20
 
 
@@ -42,7 +42,7 @@ class Estimate:
 
 
 def estimate(model: Any, network: Network, card: Card, batch_size: int, train: Train, on_gpu: bool = False) -> Estimate:
-    """Of a training step. Activations are the outputs of all layers: within a factor of about two of what is used (docs/training.md)."""
+    """Of a training step. Activations are the outputs of all layers: an upper bound of what was seen to be used (docs/training.md)."""
     wide = 4 if network.precision == "float32" else 2
     outputs = 0
     for layer in model.layers:

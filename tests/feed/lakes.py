@@ -34,7 +34,8 @@ from tests.phantoms import slides_work
 PATIENTS, SLICES, ROWS, COLS = 5, 8, 20, 24
 NODULE = (slice(2, 5), slice(4, 10), slice(6, 15))
 """Slices, rows, columns."""
-PHOTO = (24, 30)
+PHOTO, OUTLINED = (24, 30), 8
+"""Rows and columns; how many of the photos have an outline."""
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
@@ -100,33 +101,33 @@ def disc(number: int) -> np.ndarray:
 def fill(spark: Any, where: Path) -> Path:
     """The lake, with the split ``main`` over all subjects."""
     lake, inputs = where / "lake", where / "in"
-    labels = lambda: labels_kind("auto", None, None, explicit_dataset=False)
     series = [ct(inputs, patient) for patient in range(PATIENTS)]
-    harness.run(spark, lake, [folder for folder, _ in series])
-    harness.run(spark, lake, [seg for _, seg in series], labels())
-    subjects, outlines = {}, []
+    truth = [seg for _, seg in series]
+    subjects = {}
     for number in range(12):
         folder = inputs / "photos" / ("ill" if number % 3 == 0 else "well")
         folder.mkdir(parents=True, exist_ok=True)
         # The last two are the same picture of two people.
         (folder / f"photo{number}.png").write_bytes(phantom.png(photo(min(number, 10))))
         subjects[f"photo{number}.png"] = f"s{number // 2 if number < 10 else number}"
-        outlines.append(inputs / f"photo{number}_mask.png")
-        Image.fromarray(disc(number).astype(np.uint8)).save(outlines[-1])
-    harness.run(spark, lake, [inputs / "photos"], photos_kind("folder"), subjects=subjects)
-    harness.run(spark, lake, outlines[:8], labels())
+        if number < OUTLINED:
+            truth.append(inputs / f"photo{number}_mask.png")
+            Image.fromarray(disc(number).astype(np.uint8)).save(truth[-1])
     image, _ = slides_work.stained(512, 384, [(50, 60, 400, 380)])
     slide = slides_work.write_svs(inputs / "slide-a.svs", [image], tile_px=128)
-    harness.run(spark, lake, [slide], slides_kind(), config.load(None, ["tiling.tile_px=native", "tiling.min_tissue=0"]))
     square = [[100.0, 100.0], [300.0, 100.0], [300.0, 250.0], [100.0, 250.0], [100.0, 100.0]]
     drawn = {
         "type": "Feature",
         "geometry": {"type": "Polygon", "coordinates": [square]},
         "properties": {"objectType": "annotation", "classification": {"name": "tumour"}},
     }
-    (inputs / "slide-a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [drawn]}))
-    harness.run(spark, lake, [inputs / "slide-a.geojson"], labels())
-    opened = sql.register(spark, str(lake))
+    truth.append(inputs / "slide-a.geojson")
+    truth[-1].write_text(json.dumps({"type": "FeatureCollection", "features": [drawn]}))
+    harness.run(spark, lake, [folder for folder, _ in series])
+    harness.run(spark, lake, [inputs / "photos"], photos_kind("folder"), subjects=subjects)
+    harness.run(spark, lake, [slide], slides_kind(), config.load(None, ["tiling.tile_px=native", "tiling.min_tissue=0"]))
+    harness.run(spark, lake, truth, labels_kind("auto", None, None, explicit_dataset=False))
+    opened = sql.opened(spark, str(lake))
     opened.ensure(["splits"])
     splits.assign_splits(opened, splits.Request("main", 3, SHARES), "split")
     splits.assign_splits(opened, splits.Request("by_image", 3, {"train": 0.5, "test": 0.5}, unit="image"), "split")
@@ -137,8 +138,7 @@ def feed(spark: Any, lake: Path, **asked: Any) -> build.Outcome:
     """One build in this session."""
     request = Request(**{"name": "f", "split": "main", **asked})
     request.check()
-    tables = cohort.pinned(sql.opened(spark, str(lake)), request)
-    opened = sql.register(spark, str(lake), tables)
+    opened, tables = cohort.opened(spark, str(lake), request)
     summary = ingest.Summary("build_feed", "run", str(lake))
     return build.Build(opened, request, tables, "run", summary.timed).run()
 

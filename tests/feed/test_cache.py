@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medspark.errors import BadRequest
-from medspark.feed.cache import Cache
+from medspark.feed.cache import Cache, _Order
 from medspark.feed.open import open_feed
+from medspark.feed.plan import plans
 from medspark.feed.reader import Batch
 from medspark.feed.shelf import Shelf
 from tests.phantoms.feeds import write_feed
@@ -264,6 +265,34 @@ def test_a_full_disk_costs_speed_and_not_the_run(tmp_path: Path, monkeypatch: py
     assert same(list(reader.epoch(0)), expected)
     assert reader.metrics()["cache/kept"] == 0
     reader.close()
+
+
+def test_an_index_that_breaks_costs_speed_and_not_the_run(tmp_path: Path) -> None:
+    feed, store = feed_of(tmp_path), SlowStore()
+    expected = [list(feed.reader("train", 4, seed=1).epoch(epoch)) for epoch in range(3)]
+    reader = reader_of(feed, store, tmp_path, stage=True)
+    batches = reader.epoch(0)
+    got = [next(batches)]
+    for name in ("index.db", "index.db-wal"):
+        path = tmp_path / "cache" / name
+        if path.exists():
+            path.write_bytes(b"junk" * 5000)
+    assert same(got + list(batches), expected[0])
+    assert same(list(reader.epoch(1)), expected[1]) and reader.metrics()["cache/failed"] > 0
+    reader.close()
+
+
+@given(st.lists(st.lists(st.integers(1, 5), max_size=5), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 3))
+def test_every_row_group_has_one_place_in_every_epoch(groups: list[list[int]], ranks: int, epoch: int) -> None:
+    for plan in plans(groups, ranks, 2, seed=3):
+        if not plan.rows:
+            continue
+        order = _Order(plan)
+        share = [(piece.file, piece.group) for piece in plan.pieces()]
+        assert sorted(order.group(epoch, at) for at in range(order.length)) == sorted(share)
+        assert all(order.group(epoch, order.place(group, epoch)) == group for group in share)
+        read = list(dict.fromkeys((piece.file, piece.group) for window in plan.epoch(epoch) for piece in window.pieces))
+        assert [order.group(epoch, at) for at in range(len(read))] == read
 
 
 def test_petastorm_reads_files_by_itself(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from medspark.errors import BadRequest
 from medspark.feed import leaks, order
 from medspark.feed.request import Request, parse_classes, parse_sides, parse_window
+from medspark.feed.resolve import image_spec, resolve
 from medspark.feed.rows import SCHEMA
 from medspark.feed.sample import Recipe
 from medspark.feed.write import Builder, Moments, Writer, Written
@@ -147,6 +148,8 @@ def test_moments_are_those_of_all_values() -> None:
         ({"negatives_per_positive": -1.0}, "--negatives-per-positive"),
         ({"labels": ("a", "a")}, "--labels"),
         ({"world": 0}, "--world"),
+        ({"label_sources": ("it's",)}, "--label-sources"),
+        ({"thinned": ()}, "--thin"),
     ],
 )
 def test_requests_that_contradict_themselves(asked: dict[str, Any], said: str) -> None:
@@ -169,3 +172,50 @@ def test_options_as_they_are_written(tmp_path: Path) -> None:
 def test_who_is_in_two_parts() -> None:
     assert leaks.torn({"train": ["a", "b", "a"], "test": ["c"], "val": ["b", "d"]}) == ["b"]
     assert leaks.torn({"train": ["a", "a"]}) == []
+
+
+def fact(**rest: Any) -> dict[str, Any]:
+    plain = {"kind": "slice", "channels": 1, "dtype": "int16", "codec": "blosc2", "is_hu": True, "value_unit": "HU", "whole": True}
+    plain |= {"spacing_min": "[0.5, 0.75]", "spacing_max": "[0.5, 0.75]", "mpp_min": None, "mpp_max": None, "n_spacing": 3, "n": 3}
+    return {**plain, **rest}
+
+
+MR = {"is_hu": False, "value_unit": ""}
+PHOTO = {"kind": "photo", "is_hu": False, "dtype": "uint8", "channels": 3, "n_spacing": 0, "value_unit": ""}
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "mode", "dtype"),
+    [
+        ({}, {}, "values", "int16"),
+        ({}, {"whole": False}, "values", "float32"),
+        ({"window": (40.0, 400.0)}, {}, "window", "uint8"),
+        ({}, MR, "display", "uint8"),
+        ({"window": "raw"}, MR, "values", "int16"),
+        ({}, PHOTO, "stored", "uint8"),
+        ({}, {**PHOTO, "dtype": "uint16"}, "display", "uint8"),
+        ({"window": "raw"}, {**PHOTO, "dtype": "uint16"}, "values", "float32"),
+        ({}, {**PHOTO, "dtype": "<f4", "channels": 1}, "values", "float32"),
+    ],
+)
+def test_what_values_a_feed_gets(asked: dict[str, Any], stored: dict[str, Any], mode: str, dtype: str) -> None:
+    request = Request("f", "SELECT 1", **asked)
+    recipe = resolve(request, [fact(**stored)])
+    assert (recipe.mode, recipe.dtype, recipe.channels) == (mode, dtype, stored.get("channels", 1))
+    spec = image_spec(recipe, (4, 4, recipe.channels), "blosc2", [fact(**stored)])
+    assert spec.value_unit == ("HU" if not stored or "whole" in stored else "") and spec.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("asked", "facts", "said"),
+    [
+        ({}, [fact(), fact(channels=3)], "grey and some are colour"),
+        ({"context": 1}, [fact(**PHOTO)], "are for slices"),
+        ({"volume": (2, 4, 4)}, [fact(channels=3)], "are for grey slices"),
+        ({"spacing_mm": (1.0, 1.0)}, [fact(n_spacing=2)], "no pixel spacing"),
+        ({"window": (1.0, 2.0)}, [fact(**PHOTO)], "for slices with values"),
+    ],
+)
+def test_cohorts_that_have_nothing_in_common(asked: dict[str, Any], facts: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        resolve(Request("f", "SELECT 1", **asked), facts)

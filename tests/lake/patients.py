@@ -49,7 +49,8 @@ def upkeep(spark: Any, lake: Path, lines: list[str] | None = None, **asked: Any)
     request = maintain.Request(**asked)
     request.check()
     maintain.check_lake(Lake(None, str(lake)), request)  # type: ignore[arg-type]
-    run = maintain.Maintenance(Lake(spark, str(lake)), request, 60.0, say=(lines if lines is not None else []).append)
+    say = (lines if lines is not None else []).append
+    run = maintain.Maintenance(Lake(spark, str(lake)), request, 60.0, say=say, key_path=lake.parent / "deid.key")
     return run.run().json()
 
 

@@ -27,10 +27,19 @@ class Above:
     name: str = "model:above"
     labels: tuple[str, ...] = ("bright", "dark")
     exclusive: bool = False
+    depth: int = 0
     thresholds: Mapping[str, float] = field(default_factory=lambda: {"bright": 0.5, "dark": 0.75})
 
     def neighbours(self, place: int, ks: Sequence[int]) -> list[int]:
         return sample.neighbours(place, self.context, ks)
+
+    def planes(self, count: int) -> list[int]:
+        return sample.depths(count, self.depth)
+
+    def volume(self, planes: Sequence[np.ndarray], rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        assert len(planes) == len(rows) == self.depth
+        found = np.stack([Above(self.task).one([plane], [row]) for plane, row in zip(planes, rows, strict=True)])
+        return found if self.task == "segmentation" else found.mean(axis=0)
 
     def probabilities(self, stacks: Sequence[tuple[Sequence[np.ndarray], Sequence[Mapping[str, Any]]]]) -> list[np.ndarray]:
         return [self.one(planes, rows) for planes, rows in stacks]

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from medspark import config
+from medspark.deid.crosswalk import Crosswalk
 from medspark.errors import BadRequest
 from medspark.feed import write
 from medspark.feed.card import Card, ImageSpec, PartCounts, PartFile, parse
@@ -29,7 +31,7 @@ from medspark.lake.upkeep import feeds, forget
 from medspark.lake.upkeep.proof import Seeker
 from medspark.photos.kind import photos_kind
 from tests.lake import harness
-from tests.lake.patients import two_patients, upkeep
+from tests.lake.patients import subject_of, two_patients, upkeep, write_patients
 from tests.phantoms import photos
 from tests.phantoms import series as phantoms
 
@@ -279,6 +281,23 @@ def test_refused_beside_others_and_for_nobody(spark: Any, tmp_path: Path) -> Non
     with pytest.raises(BadRequest, match="is open"):
         upkeep(spark, lake, forget=subject)
     batch.release()
+
+
+@pytest.mark.spark
+def test_what_the_crosswalk_keeps_is_named(spark: Any, tmp_path: Path) -> None:
+    """Those of the subject alone; removed, the others' originals can still go back."""
+    jones, _, smith = write_patients(tmp_path / "in")
+    lake, kept = tmp_path / "lake", config.load(None, [f"deid.key_file={json.dumps(str(tmp_path / 'deid.key'))}", "deid.crosswalk=true"])
+    harness.run(spark, lake, [jones, smith], settings=kept)
+    walk = Crosswalk.beside(tmp_path / "deid.key", harness.KEY)
+    series = {row["subject_key"]: row["series_instance_id"] for row in harness.rows(lake, "series")}
+    assert all(walk.of(one).uids for one in series.values())
+    subject = subject_of(lake, 3)
+    lines: list[str] = []
+    assert upkeep(spark, lake, lines, forget=subject)["forgotten"]["crosswalk_files"] == 1
+    (path,) = [Path(line) for line in lines if ".crosswalk/" in line]
+    path.unlink()
+    assert {key: bool(walk.of(one).uids) for key, one in series.items()} == {key: key != subject for key in series}
 
 
 @pytest.mark.spark

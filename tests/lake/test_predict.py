@@ -91,6 +91,7 @@ def test_masks_are_those_of_the_model_on_the_stored_pixels(spark: Any, lake: Pat
         stored = read([row["image_id"]])[row["image_id"]]
         values = stored if of is None else stored * of["rescale_slope"] + of["rescale_intercept"]
         measured = measures(mask, values)
+        assert row["bbox"] == measured.pop("bbox")
         assert {name: row[name] for name in measured} == pytest.approx(measured)
         spacing = of and of["pixel_spacing_mm"]
         assert row["area_mm2"] == (pytest.approx(mask.sum() * spacing[0] * spacing[1]) if spacing else None)
@@ -128,6 +129,17 @@ def test_classes(spark: Any, lake: Path) -> None:
     assert run(spark, lake, model).done == 10
 
 
+def test_volumes(spark: Any, lake: Path) -> None:
+    model = Above(depth=4, name="model:volumes", uri="models:/volumes/1")
+    one = run(spark, lake, model, "SELECT image_id FROM slices WHERE k = 5")
+    assert (one.images, one.rows) == (1, 2)
+    rest = run(spark, lake, model)
+    assert (rest.images, rest.done, rest.without_pixels) == (6, 1, 3)  # photos are no volumes
+    classes = Above("classification", depth=4, uri="models:/volumes/2")
+    assert (first := run(spark, lake, classes)).images == 7 and first.rows == 2
+    assert run(spark, lake, classes).done == 7
+
+
 class Broken(Above):
     """Cannot look at photos."""
 
@@ -146,8 +158,8 @@ def test_an_image_that_the_model_refuses_costs_itself_alone(spark: Any, lake: Pa
 def test_requests_that_cannot_be_served(spark: Any, lake: Path) -> None:
     with pytest.raises(BadRequest, match="expected a column image_id"):
         run(spark, lake, Above(), "SELECT series_id FROM series")
-    other = Batch(Lake(spark, str(lake)), "other", "predict", "3", 60.0)
-    assert other.claim(["predict:model:above:3"], {})
+    other = Batch(Lake(spark, str(lake)), "other", "predict", "", 60.0)
+    assert other.claim([predict.claim_of(Above(), 3)], {})
     with pytest.raises(BadRequest, match="another run predicts"):
         run(spark, lake, Above(), round=3)
     other.release()

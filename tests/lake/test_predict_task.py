@@ -31,7 +31,7 @@ def stored(k: int) -> np.ndarray:
     return rng(1, "slice", k).integers(0, 2000, SIZE).astype(np.int16)
 
 
-def payload(folder: Path, ks: list[int]) -> list[dict[str, Any]]:
+def payload(folder: Path, ks: list[int], damaged: int | None = None) -> list[dict[str, Any]]:
     """A file of ``pixels``, as `Lake.actions` lists it."""
     rows = Rows.of(
         "pixels",
@@ -46,7 +46,7 @@ def payload(folder: Path, ks: list[int]) -> list[dict[str, Any]]:
                 "params": {},
                 "crc32c": 0,
                 "n_bytes": 0,
-                "bytes": encode(stored(k), "blosc2"),
+                "bytes": encode(stored(k), "blosc2") if k != damaged else b"no blosc2 at all",
             }
             for k in ks
         ],
@@ -63,10 +63,10 @@ def planned(k: int | None, wanted: bool = True, piece: str = "p", number: int | 
 
 
 def run(
-    folder: Path, model: Above, rows: list[dict[str, Any]], ks: list[int], table: str = "labels"
+    folder: Path, model: Above, rows: list[dict[str, Any]], ks: list[int], table: str = "labels", damaged: int | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     (folder / "lake").mkdir()
-    work = Worker(model, str(folder / "lake"), table, "run", "batch", 2, payload(folder, ks))
+    work = Worker(model, str(folder / "lake"), table, "run", "batch", 2, payload(folder, ks, damaged))
     said = [json.loads(batch.column(0)[0].as_py()) for batch in work([pa.RecordBatch.from_pylist(rows)])]
     if not said:
         return {}, []
@@ -91,6 +91,12 @@ def test_what_is_not_stored_is_counted(tmp_path: Path) -> None:
     said, found = run(tmp_path, Above(context=1), [planned(k) for k in range(5)], [0, 1, 2, 3])
     assert said["images"] == 3 and list(said["reasons"].values()) == [2]  # the last one, and its neighbour
     assert {row["image_id"] for row in found} == {image_id(k) for k in (0, 1, 2)}
+
+
+def test_damage_costs_its_image_alone(tmp_path: Path) -> None:
+    said, found = run(tmp_path, Above(), [planned(k) for k in range(5)], [0, 1, 2, 3, 4], damaged=2)
+    assert said["images"] == 4 and list(said["reasons"].values()) == [1]
+    assert {row["image_id"] for row in found} == {image_id(k) for k in (0, 1, 3, 4)}
 
 
 def test_a_slice_without_a_place_stands_alone(tmp_path: Path) -> None:
@@ -127,3 +133,26 @@ def test_classes_are_ranked(tmp_path: Path) -> None:
 def test_many_images_leave_in_several_batches(tmp_path: Path) -> None:
     said, found = run(tmp_path, Above(context=2), [planned(k) for k in range(50)], list(range(50)))
     assert said["images"] == 50 and len(found) == 100 == len({row["label_row_id"] for row in found})
+
+
+@pytest.mark.parametrize(("count", "depth"), [(3, 3), (2, 4), (9, 4)])
+def test_each_slice_of_a_volume_gets_the_nearest_plane(tmp_path: Path, count: int, depth: int) -> None:
+    model = Above(depth=depth)
+    said, found = run(tmp_path, model, [planned(k, wanted=k > 0) for k in range(count)], list(range(count)))
+    assert said["images"] == count - 1 and len(found) == 2 * (count - 1)
+    shown = [place for place in model.planes(count) if place >= 0]
+    for row in found:
+        k = next(k for k in range(count) if image_id(k) == row["image_id"])
+        nearest = min(shown, key=lambda place: (abs(place - k), place))
+        p = Above().one([stored(nearest)], [planned(nearest)])[..., model.labels.index(row["label"])]
+        assert (unpack(row["mask"], *SIZE) == (p >= model.thresholds[row["label"]])).all()
+
+
+def test_the_classes_of_a_volume_stand_at_its_middle_slice(tmp_path: Path) -> None:
+    said, found = run(tmp_path, Above("classification", depth=4), [planned(k) for k in range(7)], list(range(7)), "predictions")
+    assert said["images"] == 7 and {row["image_id"] for row in found} == {image_id(3)} and len(found) == 2
+
+
+def test_a_volume_that_lacks_a_plane_is_not_predicted(tmp_path: Path) -> None:
+    said, found = run(tmp_path, Above(depth=3), [planned(k) for k in range(3)], [0, 2])
+    assert said["images"] == 0 and sum(said["reasons"].values()) == 3 and not found

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medspark.scores import surface as surfaces
-from medspark.scores.surface import hausdorff_mm, surface, surface_distances_mm
+from medspark.scores.surface import hausdorff_mm, surface
 
 
 def blobs(seed: int, shape: tuple[int, ...], border: int = 1) -> np.ndarray:
@@ -55,12 +55,11 @@ def test_map_and_tree_agree(seed: int) -> None:
     truth, predicted = blobs(seed, (7, 9, 8), 0), blobs(seed + 1, (7, 9, 8), 0)
     if not truth.any() or not predicted.any():
         return
-    dense = surface_distances_mm(truth, predicted, (3.0, 0.5, 0.5))
-    kept, surfaces.DENSE_PIXELS = surfaces.DENSE_PIXELS, 0
-    try:
-        sparse = surface_distances_mm(truth, predicted, (3.0, 0.5, 0.5))
-    finally:
-        surfaces.DENSE_PIXELS = kept
+    of_truth, of_predicted = surface(truth), surface(predicted)
+    dense, sparse = (
+        [by(start, end, (3.0, 0.5, 0.5)) for start, end in ((of_predicted, of_truth), (of_truth, of_predicted))]
+        for by in (surfaces._by_map, surfaces._by_tree)
+    )
     for one, other in zip(dense, sparse, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)
 

@@ -88,6 +88,9 @@ class MemoryReader:
         for start in range(0, len(mine), self.batch_size):
             yield batch_of(mine[start : start + self.batch_size])
 
+    def metrics(self) -> dict[str, float]:
+        return {"reader/rows": float(len(self.rows))}
+
     def close(self) -> None:
         self.closed = True
 

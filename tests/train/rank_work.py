@@ -27,8 +27,7 @@ from tests.train.memory_reader import TINY, MemoryReaders, card
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "masks": ({"labels": ("a", "b")}, {}),
-    "exclusive masks": ({"labels": ("a", "b"), "exclusive": True}, {"class_weights": "balanced"}),
-    "tversky": ({}, {"loss": "tversky", "residual": True}),
+    "exclusive masks": ({"labels": ("a", "b"), "exclusive": True}, {"loss": "tversky", "residual": True}),
     "classes": ({"task": "classification", "labels": ("a", "b", "c")}, {}),
     "accumulated": ({"task": "classification", "labels": ("a", "b")}, {"accumulate": 2, "loss": "focal"}),
 }

@@ -69,6 +69,18 @@ def test_classes_of_an_image_of_any_size(tmp_path: Path) -> None:
     assert whole.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_volumes(tmp_path: Path) -> None:
+    recipe = Recipe(kind="volume", mode="window", window=(40.0, 400.0), depth=4, size=(16, 16))
+    model = tiny.made(tmp_path, tiny.card(recipe, (16, 16)))
+    applied = apply.applied(tmp_path, "m")
+    assert (applied.depth, applied.planes(9)) == (4, [1, 3, 5, 7])
+    planes = [rng(7, "ct", place).integers(900, 1300, (24, 24)).astype(np.int16) for place in range(4)]
+    found = applied.volume(planes, [ROW] * 4)
+    inside = model.probabilities(recipe.values(planes, [ROW] * 4)[None])[0]
+    assert found.shape == (4, 24, 24, 2)
+    np.testing.assert_allclose(found.mean(axis=(1, 2)), inside.mean(axis=(1, 2)), atol=0.02)
+
+
 def test_travels_and_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.made(tmp_path, tiny.card(HU, (24, 24)))
     applied = pickle.loads(pickle.dumps(apply.applied(tmp_path, "m")))

@@ -85,6 +85,42 @@ def test_half_precision_ends_in_float32(precision: str) -> None:
     assert network.build(replace(made, precision="float32")).layers[3].compute_dtype == "float32", "the policy is put back"
 
 
+@pytest.mark.parametrize(
+    "settings", [{"precision": "float16"}, {"precision": "bfloat16", "accumulate": 2}, {"xla": True, "clip_norm": 1.0}]
+)
+def test_half_precision_and_xla_make_the_same_updates(settings: dict[str, object]) -> None:
+    from medspark.feed.reader import Batch
+    from medspark.train import losses
+    from medspark.train.step import Stepper
+    from medspark.train.world import Solo
+
+    of = card("classification", ("a", "b"))
+    random = rng(9, "updates")
+    images, targets = random.integers(0, 255, (4, 16, 16, 1)).astype(np.uint8), (random.random((4, 2)) < 0.5).astype(np.float32)
+    batch = Batch(images, None, None, targets, np.ones(4, np.float32), ("",) * 4)
+    before: list[np.ndarray] = []
+    moved = []
+    for said in ({}, settings):
+        train = replace(TINY, width=4, depth=1, optimizer="sgd", **said)  # type: ignore[arg-type]
+        stepper = Stepper(network.of(of, train), losses.of(of, train), train, Solo(), 4)
+        if before:
+            stepper.model.set_weights(before)
+        before = stepper.model.get_weights()
+        for _ in range(2):
+            if train.accumulate == 1:
+                stepper.update(batch, 0.01)
+            else:
+                stepper.add(batch)
+                stepper.spend(1, 0.01)
+        moved.append(stepper.model.get_weights())
+        kept = stepper.arrays()
+        stepper.restore(kept)
+        assert all(np.array_equal(kept[name], again) for name, again in stepper.arrays().items())
+    for plain, other in zip(*moved, strict=True):
+        np.testing.assert_allclose(other, plain, atol=2e-3)
+    assert any(np.abs(other - first).max() > 1e-3 for other, first in zip(moved[1], before, strict=True))
+
+
 def test_more_memory_than_there_is_is_refused_before_the_start() -> None:
     of = card(shape=(64, 64, 3))
     made = network.of(of, Train())

@@ -22,13 +22,13 @@ def card(
     labels: tuple[str, ...] = ("bone", "air"),
     exclusive: bool = False,
 ) -> Card:
-    channels = recipe.channel_names
+    channels, planes = recipe.channel_names, (recipe.depth,) if recipe.kind == "volume" else ()
     return Card(
         name="tiny",
         task=task,
         labels=labels,
         exclusive=exclusive,
-        image=ImageSpec(recipe.kind, (*window, len(channels)), recipe.dtype, "blosc2", channels),  # type: ignore[arg-type]
+        image=ImageSpec(recipe.kind, (*planes, *window, len(channels)), recipe.dtype, "blosc2", channels),  # type: ignore[arg-type]
         query="",
         tables={},
         split={},
@@ -52,6 +52,12 @@ def made(folder: Path, of: Card, **settings: Any) -> Predictor:
         for place, array in enumerate(weights)
     ]
     kept = [array if array.shape == of.mean or array.ndim == 0 else new for array, new in zip(weights, spread, strict=True)]
-    model = predictor.of(wanted, kept, of, {label: 0.4 + 0.1 * place for place, label in enumerate(of.labels)}, {"run": "tiny"})
+    thresholds = {label: 0.45 + 0.05 * place for place, label in enumerate(of.labels)}
+    model = predictor.of(wanted, kept, of, thresholds, {"run": "tiny"})
+    if not of.exclusive:  # about as much above one half as below
+        noise = rng(3, "noise").normal(of.mean, of.std, (4, *of.image.shape))
+        p = np.clip(model.probabilities(noise), 1e-6, 1 - 1e-6).reshape(-1, len(of.labels))
+        kept[-1] = kept[-1] - np.median(np.log(p / (1 - p)), axis=0).astype(np.float32)
+        model = predictor.of(wanted, kept, of, thresholds, {"run": "tiny"})
     predictor.save(folder, model)
     return model

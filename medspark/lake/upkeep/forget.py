@@ -55,7 +55,9 @@ def check_known(lake: Lake, key: str) -> None:
 
 @dataclass
 class Forgotten:
-    """rows : removed, by table;  files : removed from the disk;  used_by : runs, feeds, pins and models;  originals : the subject's files"""
+    """rows : removed, by table;  files : removed from the disk;  used_by : runs, feeds, pins and models;  originals : the subject's files
+    crosswalk : files beside the key that keep the originals of its UIDs
+    """
 
     found: Traces
     rows: Counter[str] = field(default_factory=Counter)
@@ -65,6 +67,7 @@ class Forgotten:
     pins: list[str] = field(default_factory=list)
     unpinned: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    crosswalk: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
         return {
@@ -75,13 +78,17 @@ class Forgotten:
             "unpinned": self.unpinned,
             "files_searched": self.scanned,
             "files_holding": 0,
+            "crosswalk_files": len(self.crosswalk),
         }
 
     def table(self) -> Iterator[str]:
-        """Lines for people: the originals, which another ingest would bring back."""
+        """Lines for people: the originals, which another ingest would bring back, and what the crosswalk keeps, which other lakes may use."""
         if self.found.uris:
             yield "the subject's original files are where they were; an ingest of them would bring the subject back:"
             yield from sorted(self.found.uris)
+        if self.crosswalk:
+            yield "the crosswalk beside the key keeps the subject's original UIDs; remove these files unless another lake of this key needs them:"
+            yield from self.crosswalk
 
 
 def planned(lake: Lake, key: str) -> dict[str, Any]:

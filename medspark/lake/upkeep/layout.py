@@ -2,33 +2,34 @@
 
 Batches come in whatever order they come, so the files of a table overlap in their keys and a look-up opens all of them. ``cluster`` lays
 overlapping files anew in the catalogue's order, 32 to 64 MB each, so that min/max statistics leave one or two. ``compact`` only merges the
-files that are too small. Planning is pure; the rows are sorted by Spark's shuffle (bounded, spills to disk) and written by Arrow in the task.
+files that are too small. Planning is pure; the rows are sorted and written by Arrow in tasks (`runs`), bounded in memory.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from medspark.lake.files import INDEXED_COLUMNS, NARROW_FILE_BYTES, DataFile, locate, statistics
+from medspark.lake import tasks
+from medspark.lake.files import NARROW_FILE_BYTES, PRIVATE, DataFile
+from medspark.lake.session import cores
 from medspark.lake.store import Lake
+from medspark.lake.upkeep.narrow import SMALL_BYTES, Limits
+from medspark.lake.upkeep.ranges import Sample, cuts, loads, shares
+from medspark.lake.upkeep.runs import Bounds, Direct, Gather, Job, Origin, Run, Sampler, Scatter
 from medspark.tables.catalog import TABLES
-from medspark.tables.schema import Table
 
-SMALL_BYTES = 32 << 20  # a narrow file below this is merged with others
-LARGE_BYTES = 64 << 20  # a file that grows past this is closed and the next one begun
-GROUP_ROWS = 16_384  # rows of a row group: a look-up of one series reads one or two of these
-GROUP_BYTES = 64 << 20  # in memory; rows with thumbnails or masks make a group long before GROUP_ROWS
+BOUNDS, LIMITS = Bounds(), Limits()
+READ_BYTES_PER_S = 1e7  # of files that are read, sorted and written as runs, one core; balances the tasks
+TASK_S = 10.0
+FILES_A_TASK = 8  # that a task writes at most; one that fails is done again
+CELLS_A_TASK = 4  # at least, so that tasks can be given about equal work
+FOREVER_S = 3600.0  # no step is watched: Arrow reads and writes our own files
 LEFT_ALONE = ("pixels", "claims")
 """Payload lies in runs of one parent already; a claim's owner exchanges its own file by name."""
 TRIES = 3  # plans of one table; a running ingest may take a file away in between
-RESULT = "path string, size long, rows long, statistics string"
 
 
 @dataclass(frozen=True)
@@ -167,18 +168,7 @@ def lay_out(lake: Lake, cluster: bool, batch_id: str, progress: Callable[[str], 
 
 def rewrite(lake: Lake, table: str, group: Sequence[Laid], batch_id: str) -> list[DataFile] | None:
     """Exchanges a group's files for sorted ones in one transaction; None where another job took one of them away meanwhile."""
-    from pyspark.sql.types import StructType
-
-    names = list(order(table))
-    schema = StructType.fromJson(TABLES[table].json())
-    for field in schema.fields:
-        field.nullable = True  # files of an older release lack columns
-    address = f"{lake.path(table)}/" if "://" in lake.uri else f"file://{lake.path(table)}/"
-    rows = lake.spark.read.schema(schema).parquet(*[_spark_path(address + file.path) for file in group])
-    count = parts(group)
-    rows = (rows.repartitionByRange(count, *names) if count > 1 else rows.coalesce(1)).sortWithinPartitions(*names)
-    made = rows.mapInArrow(Writer(lake.uri, TABLES[table], batch_id), RESULT).collect()
-    new = [DataFile(row.path, row.size, row.rows, row.statistics) for row in made]
+    new = _sorted_files(lake, table, group, batch_id)
     before, after = sum(file.rows for file in group), sum(file.rows for file in new)
     if before != after:
         raise RuntimeError(f"{table}: {before} rows were read from {len(group)} files and {after} written; nothing was committed")
@@ -196,72 +186,33 @@ def rewrite(lake: Lake, table: str, group: Sequence[Laid], batch_id: str) -> lis
     return new
 
 
-def _spark_path(path: str) -> str:
-    """Spark's reader takes glob patterns: letters that mean something in one are escaped."""
-    return "".join(f"\\{letter}" if letter in "{}[]*?\\" else letter for letter in path)
+def _sorted_files(lake: Lake, table: str, group: Sequence[Laid], batch_id: str) -> list[DataFile]:
+    """The group's rows in new files, uncommitted. Runs lie in the batch's private folder meanwhile, which a vacuum clears after a kill."""
+    private = lake.folder(PRIVATE, batch_id)
+    job = Job(lake.uri, TABLES[table], order(table), batch_id, f"{private}/runs", BOUNDS, LIMITS)
+    origins = [Origin(number, file.path, file.size) for number, file in enumerate(group)]
+    at_once, files = cores(lake.spark), parts(group)
 
+    def run(step: str, pieces: Sequence[Sequence[Any]], work: Any) -> list[Any]:
+        return tasks.run(lake.spark, tasks.Journal.of(lake, batch_id, step), pieces, work, FOREVER_S)
 
-@dataclass(frozen=True)
-class Writer:
-    """The work of a task: sorted rows in, Parquet files out, never committed by the task itself."""
-
-    uri: str
-    table: Table
-    batch_id: str
-
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        files: list[DataFile] = []
-        filesystem, root, _ = locate(self.uri)
-        schema = self.table.arrow()
-        stream: Any = None
-        writer: Any = None
-        collected: list[pq.FileMetaData] = []
-        name = ""
-
-        def close() -> None:
-            nonlocal writer
-            if writer is None:
-                return
-            writer.close()
-            stream.close()
-            size = filesystem.get_file_info(f"{root}/{self.table.name}/{name}").size
-            indexed = self.table.names[:INDEXED_COLUMNS]
-            files.append(DataFile(name, size, collected[0].num_rows, statistics(collected[0], indexed)))
-            writer = None
-
-        for group in _groups(batches):
-            if writer is None:
-                name, collected = f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet", []
-                stream = filesystem.open_output_stream(f"{root}/{self.table.name}/{name}")
-                writer = pq.ParquetWriter(stream, schema, compression="zstd", metadata_collector=collected)
-            writer.write_table(group.select(schema.names).cast(schema), row_group_size=GROUP_ROWS)
-            if stream.tell() >= LARGE_BYTES:
-                close()
-        close()
-        columns = {
-            "path": [file.path for file in files],
-            "size": pa.array([file.size for file in files], pa.int64()),
-            "rows": pa.array([file.rows for file in files], pa.int64()),
-            "statistics": pa.array([file.statistics for file in files], pa.string()),
-        }
-        if files:
-            yield pa.RecordBatch.from_pydict(columns)
-
-
-def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Rows of whole row groups, bounded by rows and by bytes."""
-    pending: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        start = 0
-        while start < batch.num_rows:
-            piece = batch.slice(start, GROUP_ROWS - rows)
-            start += piece.num_rows
-            pending.append(piece)
-            rows += piece.num_rows
-            size += piece.nbytes
-            if rows >= GROUP_ROWS or size >= GROUP_BYTES:
-                yield pa.Table.from_batches(pending)
-                pending, rows, size = [], 0, 0
-    if pending:
-        yield pa.Table.from_batches(pending)
+    try:
+        if files == 1:
+            for done in run("direct", [origins], Direct(job)):
+                return list(done)
+        lake.filesystem.create_dir(job.folder, recursive=True)
+        portions = tasks.split(origins, lambda origin: origin.size / READ_BYTES_PER_S, TASK_S, at_once)
+        samples: list[Sample] = run("sample", portions, Sampler(job))
+        count = min(files, max(3 * at_once, -(-files // FILES_A_TASK)))  # of tasks that gather
+        cell_bytes = min(job.bounds.cell_bytes, sum(sample.bytes for sample in samples) / (CELLS_A_TASK * count))
+        cut = cuts(samples, cell_bytes)
+        runs: list[Run] = sorted(run("scatter", portions, Scatter(job, cut)), key=lambda run: (run.task, run.number))
+        cells = [[run.pieces[cell] for run in runs if cell in run.pieces] for cell in range(len(cut) + 1)]
+        sizes = [sum(piece.bytes for piece in cell) for cell in cells]
+        together = list(loads(sizes, job.bounds.load_bytes))
+        # A load's pieces in the order of the runs, whichever cell they are of: equal keys then stay in the order of their files.
+        work = [[run.pieces[cell] for run in runs for cell in load if cell in run.pieces] for load in together]
+        weights = [sum(sizes[cell] for cell in load) for load in together]
+        return list(run("gather", [[work[load] for load in share] for share in shares(weights, count)], Gather(job)))
+    finally:
+        lake.filesystem_delete(private)
