@@ -27,7 +27,7 @@ NOTE = "mlflow.note.content"  # description of an experiment, Markdown
 NAME = "comparison.html"
 MOST_RUNS = 20  # on one page, the newest: more cannot be told apart
 PICTURE_PX = 1100  # longer side of a picture on the page
-UNSHOWN = ("system/", "kpi/", "test/", "machine", "reader/", "cache/")
+UNSHOWN = ("system/", "kpi/", "test/", "machine", "reader/", "cache/", "epoch/reader/", "epoch/cache/")
 FIRST = ("epoch/val_dice", "epoch/val_auc", "epoch/val_accuracy", "epoch/val_loss", "epoch/loss", "loss")
 """Curves in this order, then the others of the validation by name; the rest is folded away."""
 MEASURES = (
