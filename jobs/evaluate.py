@@ -44,8 +44,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     feed.card.files_of(given.part)
     logs.configure("", given.log_level)
 
+    from medspark.track import kpis, runs
     from medspark.track import model as models
-    from medspark.track import runs
     from medspark.train import evaluate, evaluate_said, predictor
     from medspark.train.objects import Objects
 
@@ -90,6 +90,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     record_kpi(lake, summary)
     said = {"model": found.uri, "feed": f"{feed.name}@{feed.version}", "part": given.part}
     kpi.record(lake, summary.run_id, "evaluate", kpi.work("totm_s", summary.stages["explode"], result.images), said)
+    kpis.mirror(given.lake, store)
     summary.versions = dict(lake.versions)
     summary.extra = {
         **said,

@@ -47,11 +47,12 @@ def run(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
         feed.card.files_of(given.part)
     logs.configure("", given.log_level)
 
+    from medspark.track import kpis, runs
     from medspark.track import model as models
-    from medspark.track import runs
     from medspark.train import apply
 
-    found = models.find(given.model, runs.where(given.tracking_uri, given.lake))
+    store = runs.where(given.tracking_uri, given.lake)
+    found = models.find(given.model, store)
     apply.applied(found.folder, found.uri, given.overlap)  # refused before Spark starts, if at all
 
     from medspark.lake import kpi, predict, session, sql
@@ -80,6 +81,7 @@ def run(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if found.registered_at is not None and result.images:
         measured["ttmip_s"] = ((datetime.now(UTC) - found.registered_at).total_seconds(), "s")
     kpi.record(lake, summary.run_id, "predict", measured, said)
+    kpis.mirror(given.lake, store)
     summary.versions = dict(lake.versions)
     summary.extra = {
         "model": found.uri,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,7 +20,7 @@ TEXT_PX = 15
 class Picture:
     """array : (rows, cols, 3) uint8, as drawn. A notebook shows it; `save` writes it (format by the name's ending)."""
 
-    array: np.ndarray
+    array: np.ndarray = field(repr=False)
 
     def _repr_png_(self) -> bytes:
         stream = io.BytesIO()
