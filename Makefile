@@ -17,7 +17,7 @@ setup:  ## make .venv with everything in it (a second call ends at once)
 	@if [ -z "$(BOOT)" ]; then echo "setup: Python 3.11 is needed and none was found; run \`apt-get install -y python3.11 python3.11-venv\`." >&2; exit 2; fi
 	@$(BOOT) tools/setup_env.py
 
-demo: setup  ## slides and CT in, answers and pictures out, in the folder demo (OUT=... for another, DATA=embedded for no files)
+demo: setup  ## images in, answers, pictures and a trained network out, in the folder demo (OUT=... for another, DATA=embedded for no files)
 	$(BIN)/python -m medspark demo --out $(OUT) $(if $(DATA),--data $(DATA))
 
 thrift: setup  ## a lake over JDBC, on loopback, until Ctrl-C (LAKE=demo/lake, PORT=10000)

@@ -13,6 +13,7 @@ Read `peer` first (sessions, tables, phantoms), then any bench:
 - `scaling`     one core, two cores
 - `memory`      a 60,000 x 60,000 px slide within 4 GiB
 - `layout`      clustering of 3 million narrow rows against Delta's OPTIMIZE
+- `stream`      batches of a feed against bare decoding, tf.data, stock Petastorm, TFRecords; a slow store
 
 They refuse to tune anything: no option here makes medspark faster than a user's own call of it.
 """

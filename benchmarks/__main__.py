@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import peer
 from benchmarks.peer import Ratio, Report
 
-BENCHES = ("tiles", "reencoded", "ct", "fixed_cost", "scaling", "memory", "layout", "ranks")
+BENCHES = ("tiles", "reencoded", "ct", "fixed_cost", "scaling", "memory", "layout", "ranks", "stream")
 
 
 def main() -> None:

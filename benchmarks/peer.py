@@ -24,6 +24,7 @@ SHARED_DATA = Path(os.environ.get("MEDSPARK_SHARED_DATA", ROOT.parent / "shared"
 """Real files beside the project, where they are present; the phantoms are made from them, else drawn."""
 KEY = bytes(range(32))  # de-identification key of the benches' lakes
 CORES = 2  # what the targets are about
+JAVA = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"  # what conf/spark-env.sh gives ingest jobs; here it serves both sides
 
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "mimalloc")  # as in every job; Arrow reads it once, when it is imported
 
@@ -191,8 +192,7 @@ def environment(work: Path, cores: int = CORES, memory: str = "1500m") -> dict[s
     return {
         **os.environ,
         "MEDSPARK_MASTER": f"local[{cores},4]",
-        # conf/spark-env.sh gives ingest jobs the same compiler; here it serves both sides.
-        "PYSPARK_SUBMIT_ARGS": f"--driver-memory {memory} --driver-java-options -XX:TieredStopAtLevel=1 pyspark-shell",
+        "PYSPARK_SUBMIT_ARGS": f"--driver-memory {memory} --driver-java-options '{JAVA}' pyspark-shell",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "XDG_CONFIG_HOME": str(work / "config"),
     }

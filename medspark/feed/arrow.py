@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from medspark.feed.cache import Cache
 
 COLUMNS = ["row_id", "target", "weight", "mask", "image"]  # what a batch needs; the rest of `rows.SCHEMA` is for people and SQL
-FOOTERS_KEPT = 256  # of files of 128 to 512 MB: 50 KB each
+FOOTERS_KEPT = 2048  # of files of at most 48 MB: some 30 KB each, 60 MB in all; a forgotten one costs a request more
 LOADS_AT_ONCE = 4  # hides a store's latency; a row group of 4 MB at 50 ms a request: 320 MB/s
 
 

@@ -5,8 +5,9 @@
   group that the plan asks for, in the caller's thread. It is otherwise what ``make_batch_reader`` builds: the same reader, the same worker.
 - Its thread pool loses rows silently at the end of an epoch (its test for the end races with the thread that hands out work). Ours never ends, and
   every row group's rows are counted against the card.
+- It leaves the files that it opens to the garbage collector, and warns of the legacy data sets that it reads by.
 - It turns nullable integers into floats: a feed has no nulls. Lists become a matrix, strings numpy strings.
-- It takes URLs on a local disk and paths with a file system; legacy pyarrow data sets warn.
+- It takes URLs on a local disk and paths with a file system.
 """
 
 from __future__ import annotations

@@ -70,6 +70,9 @@ class Outbox:
 
     def put(self, entry: Entry) -> None:
         with self._changed:
+            if self._abandoned:  # closed: a bug of the caller's, and no reason to stop what it does
+                log.warning("said after the tracker was closed, and not sent: %s", entry.kind)
+                return
             if self._points + entry.points > MOST_POINTS:
                 if not self.lost:
                     log.warning("the tracking server has been away for long: metrics are being lost")
@@ -100,8 +103,10 @@ class Outbox:
         self.put(Entry("file", {"name": str(place.relative_to(self.folder)), "folder": folder, "bytes": size}))
 
     def close(self, patience_s: float = PATIENCE_S) -> bool:
-        """Sends the rest; False where that was not possible and what is left lies in `folder`."""
+        """Sends the rest; False where that was not possible and what is left lies in `folder`. A second call does nothing."""
         with self._changed:
+            if self._abandoned:
+                return not self._entries
             self._closing = True
             self._changed.notify_all()
         self._thread.join(patience_s)
@@ -109,8 +114,11 @@ class Outbox:
             self._abandoned = True
             left = list(self._entries)
         if left:
-            keep(self.folder, left)
-            log.warning("the tracking server does not answer; what it lacks is kept and sent by a later run")
+            try:
+                keep(self.folder, left)
+                log.warning("the tracking server does not answer; what it lacks is kept and sent by a later run")
+            except OSError as error:
+                log.warning("the tracking server does not answer, and what it lacks cannot be kept (%s)", error.strerror)
             return False
         shutil.rmtree(self.folder, ignore_errors=True)
         return True

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medspark.track import charts
-from medspark.track.charts import Curve, Interval, number
+from medspark.track.charts import Curve, Interval
 from medspark.track.identity import WITHIN_SUBJECT
 from medspark.track.kpis import EXPERIMENT as KPI_EXPERIMENT
 from medspark.track.runs import client, experiment
@@ -27,7 +27,7 @@ NOTE = "mlflow.note.content"  # description of an experiment, Markdown
 NAME = "comparison.html"
 MOST_RUNS = 20  # on one page, the newest: more cannot be told apart
 PICTURE_PX = 1100  # longer side of a picture on the page
-UNSHOWN = ("system/", "kpi/", "test/", "machine", "reader/", "cache/")
+UNSHOWN = ("system/", "kpi/", "test/", "machine", "reader/", "cache/", "epoch/reader/", "epoch/cache/")
 FIRST = ("epoch/val_dice", "epoch/val_auc", "epoch/val_accuracy", "epoch/val_loss", "epoch/loss", "loss")
 """Curves in this order, then the others of the validation by name; the rest is folded away."""
 MEASURES = (
@@ -239,7 +239,7 @@ def _measured(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) ->
     for place, run in enumerate(runs):
         by_name = {name: next((one for one in values if one.place == place), None) for name, values in found.items()}
         rows.append([f"{_dot(place)}{escape(run.name)}", *(_with_interval(one) for one in by_name.values())])
-    rows += [[escape(name), *(escape(values.get(metric, "–")) for metric in found)] for name, values in repeated(runs, found).items()]
+    rows += [[escape(name), *(values.get(metric, "–") for metric in found)] for name, values in repeated(runs, found).items()]
     drawn = "".join(
         f"<figure><figcaption>{escape(_plain(name))}</figcaption>{charts.intervals(values)}</figure>" for name, values in found.items()
     )
@@ -247,7 +247,7 @@ def _measured(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) ->
 
 
 def repeated(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) -> dict[str, dict[str, str]]:
-    """Repetitions (runs that differ in their seed alone), by what they have in common -> measure -> mean and range."""
+    """Repetitions (runs that differ in their seed alone), by what they have in common -> measure -> mean, lowest and highest (HTML)."""
     _, differing = split_params(runs)
     groups: dict[tuple[str, ...], list[int]] = {}
     for place, run in enumerate(runs):
@@ -257,10 +257,8 @@ def repeated(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) -> 
         if len(places) < 2:
             continue
         values = {name: [one.value for one in drawn if one.place in places] for name, drawn in found.items()}
-        of_runs = f"mean (lowest to highest) of {len(places)}, from {runs[places[0]].name} on"
-        said[of_runs] = {
-            name: f"{number(sum(some) / len(some))} ({number(min(some))} to {number(max(some))})" for name, some in values.items() if some
-        }
+        of_runs = f"mean of {len(places)} seeds, first {runs[places[0]].name}"
+        said[of_runs] = {name: _ranged(sum(some) / len(some), min(some), max(some)) for name, some in values.items() if some}
     return said
 
 
@@ -268,8 +266,13 @@ def _with_interval(one: Interval | None) -> str:
     if one is None:
         return "–"
     if one.low is None or one.high is None:
-        return number(one.value)
-    return f"{number(one.value)} <small>({number(one.low)} to {number(one.high)})</small>"
+        return f"{one.value:.3g}"
+    return _ranged(one.value, one.low, one.high)
+
+
+def _ranged(value: float, low: float, high: float) -> str:
+    """Three digits, its range below it."""
+    return f"{value:.3g}<br><small>{low:.3g} to {high:.3g}</small>"
 
 
 def _curves(runs: Sequence[Shown]) -> str:
@@ -350,7 +353,7 @@ STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1480px;padding:0 20px;color:#1d2733}
 h1{font-size:26px;margin:0 0 4px} h2{font-size:19px;margin:30px 0 8px;border-bottom:1px solid #d8dee6;padding-bottom:3px} h3{font-size:15px;margin:16px 0 6px}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums} th,td{padding:5px 12px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid #e8ecf1}
-th{font-weight:600;color:#475364;white-space:nowrap} small{color:#69788a} .wide{overflow-x:auto} td:first-child{white-space:nowrap}
+th{font-weight:600;color:#475364;white-space:nowrap} small{color:#69788a;white-space:nowrap} .wide{overflow-x:auto} td:first-child{white-space:nowrap}
 .dot{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:7px} .legend span{margin-right:18px;white-space:nowrap}
 .grid-of{display:grid;grid-template-columns:repeat(auto-fill,minmax(380px,1fr));gap:14px 22px;margin-top:10px}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(460px,1fr));gap:14px 18px}

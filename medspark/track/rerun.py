@@ -26,7 +26,7 @@ from medspark.track.runs import DATABASE, REPEAT, REPEATS, client, found_run, wh
 
 JOBS = identity.ROOT / "jobs"
 STDERR = 2  # where the job's output goes: its last line is none of ours
-UNCOMPARED = ("system/", "kpi/", "images_per_s", "waiting", "reader/", "cache/", "machine")
+UNCOMPARED = ("system/", "kpi/", "images_per_s", "waiting", "reader/", "cache/", "machine", "epoch/reader/", "epoch/cache/")
 """Beginnings of metrics that measure the machine, not the model."""
 
 

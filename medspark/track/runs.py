@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,13 @@ class MlflowTracker:
     def text(self, content: str, name: str) -> None:
         folder, _, last = name.rpartition("/")
         place = self._outbox.folder / uuid.uuid4().hex / last
-        place.parent.mkdir()
-        place.write_text(content, encoding="utf-8")
-        self.artifact(place, folder)
-        shutil.rmtree(place.parent)
+        try:
+            place.parent.mkdir()
+            place.write_text(content, encoding="utf-8")
+            self.artifact(place, folder)
+        except OSError as error:
+            log.warning("text %s is not logged: %s", name, error.strerror)
+        shutil.rmtree(place.parent, ignore_errors=True)
 
     # ---- besides
 
@@ -345,8 +349,13 @@ def _name(name: str) -> str:
 
 
 def _waiting() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "medspark" / "unsent"
+    """Where files wait: the user's cache folder, or the temporary one where there is no such (executors may have no home)."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"))
+    with suppress(OSError):
+        base.mkdir(parents=True, exist_ok=True)
+    if not os.access(base, os.W_OK):
+        base = Path(tempfile.gettempdir()) / f"medspark-{os.getuid()}"
+    return base / "medspark" / "unsent"
 
 
 def _note(folder: Path, uri: str, run_id: str) -> None:

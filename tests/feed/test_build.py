@@ -110,11 +110,6 @@ def test_classes_of_whole_images_and_equal_pictures(spark: Any, filled: Path) ->
     by_class = [sum(row["weight"] for row in train if row["target"][place] == 1) for place in (0, 1)]
     assert math.isclose(by_class[0], by_class[1], rel_tol=1e-6) and math.isclose(sum(by_class), len(train), rel_tol=1e-6)
     assert all(row["weight"] == 1.0 for row in table if row["part"] != "train")
-    one = lakes.feed(spark, filled, query=PHOTOS, task="classification", classes={"well": ""}, labels=("ill",), size=(12, 15)).card
-    assert (one.labels, one.exclusive, one.image.shape) == (("ill",), False, (12, 15, 3))
-    assert {row["image_id"]: row["target"] for row in lakes.rows(filled).to_pylist()} == {
-        image_id: [1.0 if name == "ill" else 0.0] for image_id, name in label.items()
-    }
 
 
 def test_tiles_pass_through_and_negatives_are_thinned(spark: Any, filled: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,11 @@ def test_ranks_step_together_and_see_every_row_once(tmp_path: Path, kind: str, r
     assert len(set(seen)) == len(seen)
     everything = [row_id for reader in readers for row_id in taken(list(reader.once()))]
     assert tuple(everything) == made.order["train"]
-    few = [row_id for rank in range(ranks) for row_id in taken(list(feed.reader("val", 3, rank, ranks, kind=kind).once()))]
-    assert tuple(few) == made.order["val"]  # also where some ranks have no row
-    for reader in readers:
+    few = [feed.reader("val", 3, rank, ranks, kind=kind) for rank in range(ranks)]
+    assert (
+        tuple(row_id for reader in few for row_id in taken(list(reader.once()))) == made.order["val"]
+    )  # also where some ranks have no row
+    for reader in readers + few:
         reader.close()
 
 
@@ -151,8 +154,8 @@ def test_an_image_of_another_size_is_a_bad_row(tmp_path: Path, kind: str) -> Non
     data = pq.read_table(tmp_path / "small" / "feeds" / "phantom" / small.card.files[0].path)["image"][0].as_py()
     bad = made.order["train"][2]
     spoiled(made, tmp_path, lambda rows: [without_image(r, data) if r["row_id"] == bad else r for r in rows])
-    with pytest.raises(BadRow, match=r"decodes to \(32, 32, 3\)"):
-        list(feed.reader("train", 4, kind=kind).epoch(0))
+    with closing(feed.reader("train", 4, kind=kind)) as reader, pytest.raises(BadRow, match=r"decodes to \(32, 32, 3\)"):
+        list(reader.epoch(0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,6 +167,7 @@ def test_missing_rows_are_noticed(tmp_path: Path, kind: str) -> None:
         list(reader.once())
     with pytest.raises(MissingRows, match="holds 7 rows, the card says 8"):
         list(reader.epoch(0))
+    reader.close()
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
@@ -176,3 +180,4 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
         feed.reader("train", 1, 4, 4)
     tiny = feed.reader("train", 8)
     assert tiny.steps_per_epoch == 1 and len(taken(list(tiny.epoch(0)))) == 8  # rows repeat
+    tiny.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from math import ceil, floor
@@ -21,7 +20,6 @@ from medspark.lake.splits import Request
 from medspark.photos.kind import photos_kind
 from tests.lake import harness
 from tests.phantoms import photos as phantom
-from tests.real import shared_data
 
 SHARES = st.lists(st.integers(1, 20), min_size=1, max_size=4).map(
     lambda weights: {f"p{place}": weight / sum(weights) for place, weight in enumerate(weights)}
@@ -158,6 +156,15 @@ def test_a_lake_is_split_by_subject_and_keeps_its_parts(spark: Any, tmp_path: Pa
         splits.assign_splits(opened, Request("x", 1, {"a": 1.0}, stratify="colour_of_eyes"), "run5")
     with pytest.raises(BadRequest, match="expected a column subject_key"):
         splits.assign_splits(opened, Request("x", 1, {"a": 1.0}, query="SELECT image_id FROM photos"), "run5")
+    published = Request("published", 0, {}, from_column="dataset")
+    assert splits.assign_splits(opened, published, "run5").parts == {"test": 20}
+    assert splits.assign_splits(opened, published, "run5").added == {}
+    side = "SELECT subject_key, CASE WHEN image_id < '8' THEN 'a' ELSE 'b' END AS side FROM photos"
+    with pytest.raises(BadRequest, match="subjects with images in two parts"):
+        splits.assign_splits(opened, Request("torn", 0, {}, from_column="side", query=side), "run5")
+    moved = "SELECT subject_key, 'elsewhere' AS dataset FROM photos"
+    with pytest.raises(BadRequest, match="a part never changes"):
+        splits.assign_splits(opened, Request("published", 0, {}, from_column="dataset", query=moved), "run5")
     by_image = splits.assign_splits(opened, Request("within", 1, {"a": 0.5, "b": 0.5}, unit="image", stratify="dataset"), "run6")
     assert by_image.parts == {"a": 20, "b": 20}
     chosen = Request(
@@ -165,20 +172,3 @@ def test_a_lake_is_split_by_subject_and_keeps_its_parts(spark: Any, tmp_path: Pa
     )
     assert splits.assign_splits(opened, chosen, "run7").parts == {"a": 10, "b": 10}
     assert {row["stratum"] for row in harness.rows(lake, "splits") if row["split_name"] == "chosen"} == {"2"}
-
-
-@pytest.mark.spark
-@pytest.mark.slow
-def test_a_publishers_split_through_spark_submit(tmp_path: Path) -> None:
-    data = shared_data("medmnist/pneumoniamnist.npz")
-    lake, key = tmp_path / "lake", f"deid.key_file={tmp_path}/deid.key"
-    harness.ended(harness.job("ingest_photos", "--lake", lake, "--input", data, "--set", key))
-    asked = ("--lake", lake, "--name", "published", "--from-column", "source_part")
-    said = harness.ended(harness.job("assign_splits", *asked, submit=True))
-    published = Counter(row["source_part"] for row in harness.rows(lake, "photos"))
-    assert said["parts"] == dict(sorted(published.items())) and said["written"]["splits"] == sum(published.values())
-    by_subject = {row["subject_key"]: row["source_part"] for row in harness.rows(lake, "photos")}
-    assert {row["unit_key"]: row["part"] for row in harness.rows(lake, "splits")} == by_subject
-    assert json.loads(harness.rows(lake, "splits")[0]["definition"]) == {"from_column": "source_part", "stratify": ""}
-    again = harness.ended(harness.job("assign_splits", *asked))
-    assert again["written"]["splits"] == 0 and set(again["written"]) == {"kpi", "splits"} and again["skipped"] == sum(published.values())

@@ -12,7 +12,7 @@ import pytest
 
 from medspark.config import Config
 from medspark.errors import BadRequest
-from medspark.feed.card import Card, ImageSpec
+from medspark.feed.card import Card, ImageSpec, PartFile
 from medspark.feed.reader import Batch
 from medspark.track import identity
 from medspark.track.tracker import Remembered
@@ -58,7 +58,11 @@ def test_tags_are_words_that_filter_and_name_everything() -> None:
 
 
 def test_another_card_is_another_identity() -> None:
-    assert who().card == who().card != who(seed=8).card
+    assert who().card == who(doubles=(("a", "b"),)).card, "the same files, and more that is known of them"
+    files = (PartFile("a.parquet", "train", 10, "00ff", (4, 4)),)
+    assert (
+        len({who().card, who(mean=(101.0,)).card, who(labels=("b",)).card, who(recipe={"size": [4, 4]}).card, who(files=files).card}) == 5
+    )
     assert who(within_subject=True).experiment == "classification: opacity (WITHIN-SUBJECT)"
     assert who(labels=tuple("abcdef")).experiment == "classification: 6 labels"
 

@@ -107,6 +107,15 @@ def test_what_cannot_be_sent_is_kept(server: Server, tmp_path: Path) -> None:
     assert server.files == {"folder": "x"} and server.points == [("loss", 1)]
 
 
+def test_a_closed_box_takes_no_more_and_closes_again(server: Server, tmp_path: Path) -> None:
+    server.up.set()
+    sender = box(server, tmp_path)
+    sender.put(metric(1))
+    assert sender.close(5) and sender.close(5)
+    sender.put(metric(2))
+    assert sender.close(5) and server.points == [("loss", 1)]
+
+
 def test_memory_is_bounded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MOST_POINTS", 100)
     sender = box(server, tmp_path)

@@ -48,7 +48,8 @@ def test_a_run_is_repeated_with_its_options_and_settings(lake: Path, capsys: pyt
     first = train(lake, "--seed=5", "--set", "guard.max_pixels=4096")
     assert medspark(["rerun", first, "--lake", str(lake), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["equal"] and said["differs"] == [] and said["only"] == []
+    assert said["equal"] and said["only"] == []
+    assert not [item for item in said["differs"] if not item.startswith("code:")], "code: somebody may save a file meanwhile"
     assert {change["metric"]: change["apart"] for change in said["changes"]} == {"loss": 0.0, "epoch/loss": 0.0}
     store = runs.client(runs.where(None, str(lake)))
     old, new = store.get_run(first), store.get_run(said["new"])

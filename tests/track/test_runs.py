@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -104,6 +105,17 @@ def test_copies_of_a_killed_process_are_removed_and_those_of_a_live_one_stay(tmp
     assert runs.sweep() == 1
     assert [place.name[:8] for place in kept.iterdir()] == ["b" * 8]
     assert not alive.close(patience_s=0.1) and runs.sweep() == 0, "what a run has left for the next one stays"
+
+
+def test_an_executor_without_a_home_has_a_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tracker = MlflowTracker("http://127.0.0.1:9", "a" * 32, machine=False)
+    tracker.text("x", "x.txt")
+    assert not tracker.close(patience_s=0.1)
+    assert len(list(tmp_path.glob(f"medspark-{os.getuid()}/medspark/unsent/*/entries.jsonl"))) == 1
+    tracker.text("said too late", "y.txt")
 
 
 def free_port() -> int:

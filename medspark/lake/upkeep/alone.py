@@ -48,8 +48,12 @@ def alone(lake: Lake, what: str, run_id: str, lease_s: float) -> Iterator[Batch]
 
 @contextlib.contextmanager
 def beside(lake: Lake, what: str, run_id: str, lease_s: float) -> Iterator[Batch]:
-    """Works beside ingest jobs; a second job that does the same thing is refused, and a vacuum sees that work is open."""
+    """Works beside ingest jobs; a second job that does the same thing is refused, and a vacuum sees that work is open.
+
+    Batches of dead jobs are rolled back first: one that died at this very thing would be taken for a second job else.
+    """
     lake.ensure(["claims", "sources"])
+    recover_dead(lake)
     batch = Batch(lake, run_id, JOB, what, lease_s)
     if not batch.claim([what], {}, done=lambda claimed: set()):
         raise Busy(f"another job is at {what} of this lake; try again when it has ended (see: medspark status)")
