@@ -8,6 +8,7 @@ from typing import Any
 from medspark.train.network import Network
 
 GROUP_CHANNELS = 8  # channels that are normalised together, where the width allows it (Wu and He 2018, doi:10.1007/978-3-030-01261-8_1)
+SCORE = "score"  # name of the last layer with weights: its biases begin at what is known before any image is seen
 FEW_SLICES = 8  # a volume with fewer is not halved along its slices: it is thick there already
 
 
@@ -21,12 +22,14 @@ def images(network: Network) -> tuple[Any, Any]:
     return given, layers.Rescaling(scale, offset, name="standardise", dtype="float32")(given)
 
 
-def convolution(network: Network, x: Any, channels: int, stride: Sequence[int] | int = 1, side: int = 3, bias: bool = True) -> Any:
+def convolution(
+    network: Network, x: Any, channels: int, stride: Sequence[int] | int = 1, side: int = 3, bias: bool = True, name: str | None = None
+) -> Any:
     """``stride``: per axis; a short volume is not strided along its slices."""
     from tensorflow.keras import layers
 
     kind = layers.Conv3D if len(network.space) == 3 else layers.Conv2D
-    return kind(channels, side, stride, padding="same", use_bias=bias, kernel_initializer="he_normal")(x)
+    return kind(channels, side, stride, padding="same", use_bias=bias, kernel_initializer="he_normal", name=name)(x)
 
 
 def normal(network: Network, x: Any) -> Any:

@@ -134,7 +134,9 @@ class Run:
         self.machine = prepare(world, plan.train)
         tf.keras.utils.set_random_seed(plan.seed)
         self.network = networks.of(plan.card, plan.train)
-        self.stepper = Stepper(self.network, losses.of(plan.card, plan.train), plan.train, world, plan.batch_size)
+        loss = losses.of(plan.card, plan.train)
+        self.stepper = Stepper(self.network, loss, plan.train, world, plan.batch_size)
+        self.stepper.begin_at(losses.prior(plan.card, loss))
         gpu = self.machine["device"] == "gpu"
         needed = memory.estimate(self.stepper.model, self.network, plan.card, plan.batch_size, plan.train, gpu)
         memory.check(needed, memory.available(world.local_size, gpu), plan.train)

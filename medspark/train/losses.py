@@ -7,6 +7,7 @@ whatever is known in each; a Dice over all pixels of a batch would not be. A sam
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from medspark.train.network import Network
 
 Name = Literal["bce", "bce_dice", "focal", "tversky"]
 SMOOTH_PX = 1.0  # added above and below in overlaps: an empty mask predicted empty is a perfect 1
+RAREST = 0.01  # outputs begin at no rarer probability: what is rarer still must be able to appear soon
 WEIGHT_MAX = 20.0  # no class counts more than this, however rare
 
 
@@ -138,6 +140,35 @@ def of(card: Card, train: Train) -> Loss:
     )
 
 
+def prior(card: Card, loss: Loss) -> tuple[float, ...]:
+    """Logits that the outputs begin at: how common each label is in the train part, as the loss weighs it (Lin et al. 2017, arXiv:1708.02002, 4.1).
+
+    A network that begins at one half everywhere spends its first epochs on learning that most pixels show nothing.
+    """
+    shown, lacking = _amounts(card)
+    if loss.exclusive:
+        classes = [max(0.0, card.parts["train"].known_px - sum(shown)), *shown] if loss.background and "train" in card.parts else shown
+        weighed = [weight * n for weight, n in zip(loss.positive, classes)]
+        total = sum(weighed)
+        return tuple(math.log(max(RAREST, n / total)) for n in weighed) if total else (0.0,) * len(loss.positive)
+    found = []
+    for n, rest, heavy, light in zip(shown, lacking, loss.positive, loss.negative):
+        p = heavy * n / (heavy * n + light * rest) if n + rest else 0.5
+        p = min(1.0 - RAREST, max(RAREST, p))
+        found.append(math.log(p / (1.0 - p)))
+    return tuple(found)
+
+
+def _amounts(card: Card) -> tuple[list[float], list[float]]:
+    """Of each label: pixels (samples, for classes) of the train part that show it, and that are known not to."""
+    masks, counts = card.task == "segmentation", card.parts.get("train")
+    if counts is None:
+        return [0.0] * len(card.labels), [0.0] * len(card.labels)
+    shown = [float((counts.positive_px if masks else counts.positives).get(label, 0)) for label in card.labels]
+    lacking = [max(0.0, counts.known_px - n) if masks else float(counts.negatives.get(label, 0)) for label, n in zip(card.labels, shown)]
+    return shown, lacking
+
+
 def class_weights(card: Card, rule: Literal["none", "balanced"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Weights of what shows a label and of what does not, from the train part's counts (pixels, or samples for classes).
 
@@ -149,11 +180,9 @@ def class_weights(card: Card, rule: Literal["none", "balanced"]) -> tuple[tuple[
     if rule == "none" or "train" not in card.parts:
         ones = (1.0,) * (len(card.labels) + extra)
         return ones, ones
-    counts = card.parts["train"]
-    shown = [float((counts.positive_px if masks else counts.positives).get(label, 0)) for label in card.labels]
-    lacking = [max(0.0, counts.known_px - n) if masks else float(counts.negatives.get(label, 0)) for label, n in zip(card.labels, shown)]
+    shown, lacking = _amounts(card)
     if card.exclusive:
-        classes = [max(0.0, counts.known_px - sum(shown)), *shown] if masks else shown
+        classes = [max(0.0, card.parts["train"].known_px - sum(shown)), *shown] if masks else shown
         total, kinds = sum(classes), sum(n > 0 for n in classes)
         weights = tuple(min(WEIGHT_MAX, total / (kinds * n)) if n else 1.0 for n in classes)
         return weights, (1.0,) * len(weights)

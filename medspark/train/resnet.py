@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medspark.train.layers import activated, convolution, halving, images, normal
+from medspark.train.layers import SCORE, activated, convolution, halving, images, normal
 from medspark.train.network import Network
 
 LARGE_PX = 96  # a larger image is halved by the first convolution already
@@ -43,5 +43,5 @@ def build(network: Network) -> Any:
     x = (layers.GlobalAveragePooling2D if flat else layers.GlobalAveragePooling3D)()(x)
     if network.dropout:
         x = layers.Dropout(network.dropout)(x)
-    x = layers.Dense(network.outputs, name="score")(x)
+    x = layers.Dense(network.outputs, name=SCORE)(x)
     return tf.keras.Model(given, layers.Activation("linear", dtype="float32", name="logits")(x), name="resnet")

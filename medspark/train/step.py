@@ -6,6 +6,7 @@ of). With ``train.accumulate`` the gradients of several batches are added up fir
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from medspark.config import Train
 from medspark.feed.reader import Batch
 from medspark.train import measures
 from medspark.train import network as networks
+from medspark.train.layers import SCORE
 from medspark.train.losses import Loss, probabilities
 from medspark.train.network import Network
 from medspark.train.world import World
@@ -55,6 +57,10 @@ class Stepper:
         self._add = tf.function(self._keep)
         self._apply_waiting = tf.function(self._spend)
         self._evaluate = tf.function(self._judge, reduce_retracing=True)
+
+    def begin_at(self, logits: Sequence[float]) -> None:
+        """Sets the outputs' biases (`losses.prior`)."""
+        self.model.get_layer(SCORE).bias.assign(list(logits))
 
     # --- training
 

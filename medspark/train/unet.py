@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from medspark.train.layers import activated, convolution, halving, images, normal
+from medspark.train.layers import SCORE, activated, convolution, halving, images, normal
 from medspark.train.network import Network
 
 
@@ -62,7 +62,7 @@ def build(network: Network) -> Any:
     for level, (skip, by) in reversed(list(enumerate(fine))):
         x = activated(network, enlarge(by)(x), network.width << level)
         x = block(network, layers.Concatenate()([skip, x]), network.width << level)
-    x = convolution(network, x, network.outputs, side=1)
+    x = convolution(network, x, network.outputs, side=1, name=SCORE)
     if any(map(any, margin)):
         x = crop(margin)(x)
     return tf.keras.Model(given, layers.Activation("linear", dtype="float32", name="logits")(x), name="unet")

@@ -118,3 +118,15 @@ def test_weights_act_on_positives(masks: tuple[np.ndarray, ...]) -> None:
     ones = np.ones_like(masks[1])
     once, thrice = (loss.per_sample(masks[0], ones, masks[2], None).numpy() for loss in (plain, heavy))
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
+
+
+def test_outputs_begin_at_how_common_a_label_is() -> None:
+    rare = card(labels=("a",), parts={"train": PartCounts(9, 9, 9, positive_px={"a": 1_000}, known_px=10_000)})
+    (logit,) = losses.prior(rare, losses.of(rare, Train()))
+    assert sigmoid(np.array(logit)) == pytest.approx(0.1)
+    (even,) = losses.prior(rare, losses.of(rare, Train(class_weights="balanced")))
+    assert even == pytest.approx(0.0), "both sides weigh the same"
+    exclusive = card(labels=("a", "b"), exclusive=True, parts={"train": PartCounts(9, 9, 9, positive_px={"a": 2_000}, known_px=10_000)})
+    p = softmax(np.array(losses.prior(exclusive, losses.of(exclusive, Train()))))
+    assert p[:2] == pytest.approx([0.8, 0.2], abs=0.01) and p[2] == pytest.approx(losses.RAREST, rel=0.05)
+    assert losses.prior(card("classification", ("a",)), losses.of(card("classification", ("a",)), Train())) == (0.0,)
