@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,8 +75,8 @@ class Build:
     lake: Lake
     request: Request
     tables: Mapping[str, int]
-    run_id: str
-    timed: Callable[[str], Any]
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    timed: Callable[[str], Any] = lambda stage: nullcontext()
     progress: Callable[[str], None] = lambda text: None
     stage: str = field(default_factory=lambda: f"feed-{uuid.uuid4().hex[:16]}")
 
