@@ -12,6 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="medspark-tests-")  # the de-identification key of the tests
+KEY = bytes(range(32))
+"""One key for jobs that are programs and for those within the process: they write into one lake, which knows its key."""
+_key_file = Path(os.environ["XDG_CONFIG_HOME"]) / "medspark" / "deid.key"
+_key_file.parent.mkdir(mode=0o700)
+_key_file.write_text(KEY.hex())
+_key_file.chmod(0o600)
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # workers import test kinds
 os.environ.setdefault("MEDSPARK_MASTER", "local[2,4]")
 os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--driver-memory 2g pyspark-shell")

@@ -21,9 +21,8 @@ from medspark.lake import ingest
 from medspark.lake.store import Lake
 from medspark.series.kind import series_kind
 from medspark.tables.catalog import TABLES
-from tests.conftest import ROOT
+from tests.conftest import KEY, ROOT
 
-KEY = bytes(range(32))
 BY_CHANCE = {"run_id", "batch_id", "ingested_at", "rejected_at", "created_at", "recorded_at"}
 """Columns that say who wrote a row and when: two equal lakes differ in them."""
 LEDGERS = ("sources", "rejected")
