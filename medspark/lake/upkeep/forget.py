@@ -151,7 +151,7 @@ def forget(
             if done.rows[table]:
                 lake.rewrite(table, drop_where(traces.condition(table, found)), *traces.admitting(table, found))
     done.rows = Counter({table: count for table, count in done.rows.items() if count})
-    done.feeds = [name for name in feeds.feeds(lake) if feeds.remove(lake, name, found.subject, found.images, batch.batch_id)]
+    done.feeds = [name for name in feeds.feeds(lake) if feeds.remove(lake, name, found.subject, found.images, found.ids, batch.batch_id)]
     progress("forget: pictures of runs")
     done.pictures = learnt.clear(lake, found, tracked)
     done.unreached = sorted(tracked.unreached) if tracked is not None else []
