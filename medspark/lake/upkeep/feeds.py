@@ -56,7 +56,8 @@ def remove(lake: Lake, name: str, subject: str, images: set[str], ids: set[str],
                 instead[action["relative"]] = new[-1]
     card = read_card(lake, name)
     forgotten = {subject, *images, *ids}
-    named = card is not None and any(word in dumped(card) for word in forgotten)
+    query = "" if card is None else card.get("query", "")
+    named = any(word in query for word in forgotten)
     if old or named:
         if lake.snapshot(name).metadata().partition_columns:
             raise RuntimeError(f"{name} is partitioned, which no feed of medspark is; nothing of it was changed")
