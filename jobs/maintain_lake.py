@@ -33,6 +33,7 @@ def upkeep(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from medspark.lake import logs, maintain, session
     from medspark.lake.files import check_writable
     from medspark.lake.store import Lake
+    from medspark.track.forget import TrackedRuns
 
     settings = config.load(given.conf, given.set)
     request = maintain.Request(given.migrate, given.forget_subject, given.verify, given.compact, given.cluster, given.vacuum, given.dry_run)
@@ -42,7 +43,7 @@ def upkeep(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
         check_writable(given.lake)
     logs.configure("", given.log_level)
     spark = session.build("medspark maintain_lake", settings.spark)
-    about = {"progress": logs.Progress("maintain_lake"), "say": say, "key_path": settings.deid.key_path()}
+    about = {"progress": logs.Progress("maintain_lake"), "say": say, "key_path": settings.deid.key_path(), "tracked": TrackedRuns}
     run = maintain.Maintenance(Lake(spark, given.lake), request, settings.ingest.lease_s, **about)
     logs.configure(run.run_id, given.log_level)
     run.summary.stages["start"] = time.monotonic() - STARTED

@@ -77,8 +77,9 @@ def _run(given: argparse.Namespace, rest: list[str]) -> int:
         from pathlib import Path
 
         from medspark.feed import describe
+        from medspark.feed.open import open_feed
 
-        feed = describe.Feed.open(given.lake, given.feed)
+        feed = open_feed(given.lake, given.feed)
         print(describe.as_text(feed))
         if given.out != "none":
             print(f"page: {describe.write_page(feed, Path(given.out or f'feed-{feed.name}'))}")

@@ -13,52 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from medspark.errors import BadRequest
-from medspark.feed.card import Card, PartFile, parse
+from medspark.feed.card import Card
+from medspark.feed.open import Feed
 from medspark.feed.rows import unpack_masks
 from medspark.keys import rng
-from medspark.lake import pins
-from medspark.lake.store import Lake
-from medspark.lake.upkeep.feeds import CARD
 from medspark.pixels import decode
 
 GROUPS_READ = 6  # row groups of each part that pictures and histograms are made from
 PICTURES = 6  # samples in a row of the sheet
 BINS = 80
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45")
-
-
-@dataclass(frozen=True)
-class Feed:
-    """A version of a feed, read from the table's own properties."""
-
-    lake: Lake
-    name: str
-    version: int
-    card: Card
-
-    @classmethod
-    def open(cls, lake_uri: str, named: str) -> Feed:
-        """``named``: NAME or NAME@VERSION. Raises `BadRequest` where there is no such feed or version."""
-        name, _, version = named.partition("@")
-        if version and not version.isdigit():
-            raise BadRequest(f"--feed {named}: expected NAME or NAME@VERSION")
-        lake = Lake(None, lake_uri)  # type: ignore[arg-type]  # reading needs no session
-        table = f"{pins.FEEDS}/{name}"
-        if not lake.exists(table):
-            there = sorted(pins.cards(lake))
-            raise BadRequest(f"--feed {name}: the lake has no such feed; it has {', '.join(there) or 'none'}")
-        try:
-            snapshot = lake.snapshot(table, int(version) if version else None)
-        except Exception as error:  # deltalake's error for a version that is not there has no type of its own
-            raise BadRequest(f"--feed {named}: no such version ({str(error).splitlines()[0][:120]})") from None
-        text = snapshot.metadata().configuration.get(CARD)
-        if text is None:
-            raise BadRequest(f"--feed {named}: that version has no card; it was never completed")
-        return cls(lake, name, int(snapshot.version()), parse(text))
-
-    def path(self, file: PartFile) -> str:
-        return self.lake.folder(pins.FEEDS, self.name, file.path)
+"""Of labels: outlines on images and lines on white alike, which the bright ones of `medspark.pixels.picture` are not made for."""
 
 
 def as_text(feed: Feed) -> str:
@@ -112,9 +77,10 @@ def _numbers(values: tuple[float, ...]) -> str:
 def groups(feed: Feed, part: str) -> Iterator[list[dict[str, Any]]]:
     """Rows of a few row groups of a part, the same ones every time."""
     places = [(file, group) for file in feed.card.files_of(part) for group in range(len(file.row_groups))]
+    filesystem, root = feed.store()
     for place in rng(feed.card.seed, "describe", part).permutation(len(places))[:GROUPS_READ]:
         file, group = places[int(place)]
-        with feed.lake.filesystem.open_input_file(feed.path(file)) as stream:
+        with filesystem.open_input_file(f"{root}/{file.path}") as stream:
             yield pq.ParquetFile(stream).read_row_group(group).to_pylist()
 
 

@@ -14,6 +14,7 @@ from medspark.errors import BadRequest
 from medspark.feed.card import Card, PartFile, parse
 from medspark.feed.decode import Decoder
 from medspark.lake.files import locate, storage_options
+from medspark.lake.upkeep.feeds import CARD
 
 if TYPE_CHECKING:
     from medspark.feed.augment import Augmentation
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from medspark.feed.reader import Reader
     from medspark.feed.stream import Source
 
-CARD_PROPERTY = "medspark.card"
 NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@(\d+))?")
 HASH_BLOCK = 4 << 20
 
@@ -101,6 +101,16 @@ def parse_name(text: str) -> tuple[str, int | None]:
     return match[1], int(match[2]) if match[2] is not None else None
 
 
+def names(lake: str) -> list[str]:
+    """Feeds of a lake; none where it can't be listed."""
+    filesystem, root, _ = locate(f"{lake.rstrip('/')}/feeds")
+    try:
+        found = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    except OSError:
+        return []
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+
 def open_feed(lake: str, name: str, version: int | None = None, verify: bool = False) -> Feed:
     """The feed ``name`` of a lake; ``name`` may carry its version (``lungs@3``).
 
@@ -116,14 +126,15 @@ def open_feed(lake: str, name: str, version: int | None = None, verify: bool = F
     try:
         table = deltalake.DeltaTable(location, version=version, storage_options=storage_options(lake))
     except Exception as error:  # deltalake has one class for every trouble with a log
-        at = "" if version is None else f" at version {version}"
-        raise BadRequest(f"feed {plain}{at}: not in lake {lake} ({str(error).splitlines()[0][:160]}); build it with build_feed") from None
+        at, has = "" if version is None else f" at version {version}", ", ".join(names(lake)) or "none"
+        why = str(error).splitlines()[0][:160]
+        raise BadRequest(f"feed {plain}{at}: not in lake {lake}, it has {has} ({why}); build it with build_feed") from None
     features = set(table.protocol().reader_features or ())
     if features & {"deletionVectors", "columnMapping"}:
         raise BadRequest(
             f"feed {plain}: its table uses {', '.join(sorted(features))}, which a reader of its files cannot honour; rebuild it"
         )
-    text = table.metadata().configuration.get(CARD_PROPERTY)
+    text = table.metadata().configuration.get(CARD)
     if text is None:
         raise BadRequest(f"{uri} is a table without a card: not a feed; build it with build_feed")
     card = parse(text)

@@ -16,6 +16,7 @@ from medspark.lake.ingest import Summary
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import forget, layout, migrate, vacuum, verify
 from medspark.lake.upkeep.alone import JOB, alone, beside, refuse_beside_others
+from medspark.lake.upkeep.learnt import Tracked
 from medspark.tables.catalog import TABLES
 
 DAMAGED = "damaged"  # key of the summary's list under ``verified``
@@ -86,6 +87,8 @@ class Maintenance:
     """Receives the lines of the tables for people: damage, originals of a forgotten subject."""
     key_path: Path | None = None
     """Where the lake's key lies, if it lies here: only what is kept beside it is looked for."""
+    tracked: Callable[[Lake], Tracked] | None = None
+    """Opens the stores in which the lake's runs are tracked."""
 
     def __post_init__(self) -> None:
         self.summary = Summary(JOB, self.run_id, self.lake.uri)
@@ -123,10 +126,11 @@ class Maintenance:
         return self.summary
 
     def _forget(self, key: str) -> dict[str, Any]:
+        tracked = None if self.tracked is None else self.tracked(self.lake)
         if self.request.dry_run:
-            return forget.planned(self.lake, key)
+            return forget.planned(self.lake, key, tracked)
         with alone(self.lake, "--forget-subject", self.run_id, self.lease_s) as batch:
-            forgotten = forget.forget(self.lake, key, batch, self.progress)
+            forgotten = forget.forget(self.lake, key, batch, self.progress, tracked)
         if self.key_path is not None:
             forgotten.crosswalk = [str(path) for path in kept_of(self.key_path, forgotten.found.ids)]
         for line in forgotten.table():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-COLOURS = ("#00d5ff", "#ffc400", "#7dff6b", "#ff5fb0", "#b69cff", "#ff8a3d")
+COLOURS = ("#00d5ff", "#ffc400", "#7dff6b", "#ff5fb0", "#b69cff", "#ff8a3d", "#ff4040", "#00e6b4")
 """Of labels, in the order of their names: bright, and told apart on grey, pink and brown, with colour-blind eyes too."""
 LEAST_SIDE_PX = 512  # small images are enlarged (nearest) by a whole number to about this, so that outlines and names fit
 OUTLINE_PX = 2
@@ -53,17 +53,18 @@ def drawn(grey_or_rgb: np.ndarray, labels: Sequence[tuple[str, np.ndarray]] = ()
     names = sorted({name for name, _ in labels})
     for name, mask in labels:
         large = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)).astype(bool)
-        picture[_border(large)] = _rgb(COLOURS[names.index(name) % len(COLOURS)])
+        picture[border(large, OUTLINE_PX)] = rgb(COLOURS[names.index(name) % len(COLOURS)])
     return Picture(_named(picture, names) if names else picture)
 
 
-def _border(mask: np.ndarray) -> np.ndarray:
+def border(mask: np.ndarray, width_px: int = 1) -> np.ndarray:
+    """Pixels of a mask that lie at most so many steps (of 4-neighbours) from outside; what is beyond the image is outside."""
     from scipy.ndimage import binary_erosion
 
-    return mask & ~binary_erosion(mask, iterations=OUTLINE_PX)
+    return mask & ~binary_erosion(mask, iterations=width_px)
 
 
-def _rgb(colour: str) -> tuple[int, int, int]:
+def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
@@ -76,6 +77,6 @@ def _named(picture: np.ndarray, names: Sequence[str]) -> np.ndarray:
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     for place, name in enumerate(names):
-        colour = _rgb(COLOURS[place % len(COLOURS)])
+        colour = rgb(COLOURS[place % len(COLOURS)])
         draw.text((6, 4 + place * (TEXT_PX + 4)), name, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
     return np.asarray(image).copy()

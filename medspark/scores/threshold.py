@@ -11,23 +11,23 @@ from typing import Literal
 
 import numpy as np
 
-from medspark.scores.ranking import Ranked
-
 Rule = Literal["youden", "f1"]
 UNDECIDED = 0.5  # where validation has one class only, nothing can be chosen
 
 
-def choose(truth: np.ndarray, probability: np.ndarray, rule: Rule) -> float:
-    """The threshold t (present where probability >= t), halfway between two probabilities that occur; 0.5 where one class is missing.
+def choose(positive: np.ndarray, negative: np.ndarray, cuts: np.ndarray, rule: Rule) -> float:
+    """The cut t that is best (present where probability >= t); 0.5 where one class is missing.
 
-    truth : (n,) bool; probability : (n,) 0 to 1
+    positive, negative : (K,) counts of what shows the label and of what lacks it, with a probability from this cut up to the next
+    cuts : (K,) ascending
     """
-    ranked = Ranked.of(truth, probability)
-    tp, fp = ranked.cumulated()
-    if not len(tp) or not tp[-1] or not fp[-1]:
+    tp = np.cumsum(np.asarray(positive, np.float64)[::-1])[::-1]
+    fp = np.cumsum(np.asarray(negative, np.float64)[::-1])[::-1]
+    if not len(tp) or not tp[0] or not fp[0]:
         return UNDECIDED
-    below = np.r_[ranked.cuts[1:], 0.0]
-    return _best(tp, fp, (ranked.cuts.astype(float) + below) / 2, rule)
+    gain = tp / tp[0] - fp / fp[0] if rule == "youden" else 2 * tp / (tp + fp + tp[0])
+    best = cuts[gain >= gain.max() - 1e-12]
+    return float(best[np.argmin(np.abs(best - UNDECIDED))])
 
 
 def present(probabilities: np.ndarray, thresholds: Sequence[float], exclusive: bool, background: bool) -> np.ndarray:
@@ -42,12 +42,3 @@ def present(probabilities: np.ndarray, thresholds: Sequence[float], exclusive: b
     rest = [1.0 - probabilities.sum(axis=-1, keepdims=True)] if background else []
     first = np.concatenate([*rest, probabilities], axis=-1).argmax(axis=-1) - len(rest)
     return np.asarray(first[..., None] == np.arange(probabilities.shape[-1]))
-
-
-def _best(tp: np.ndarray, fp: np.ndarray, cuts: np.ndarray, rule: Rule) -> float:
-    if rule == "youden":
-        gain = tp / tp[-1] - fp / fp[-1]
-    else:
-        gain = 2 * tp / (tp + fp + tp[-1])
-    best = np.flatnonzero(gain >= gain.max() - 1e-12)
-    return float(cuts[best[np.argmin(np.abs(cuts[best] - UNDECIDED))]])

@@ -98,6 +98,15 @@ def experiments(uri: str) -> list[str]:
     return sorted(name for name in names if _runs(store, store.get_experiment_by_name(name).experiment_id, 1))
 
 
+def published(store: Any) -> set[str]:
+    """Names of the experiments that have a page."""
+    pages = store.get_experiment_by_name(PAGES)
+    if pages is None:
+        return set()
+    of = {run.data.tags.get("of_experiment") for run in store.search_runs([pages.experiment_id])}
+    return {found.name for found in store.search_experiments() if found.experiment_id in of}
+
+
 def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 

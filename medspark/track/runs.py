@@ -122,7 +122,7 @@ def begin(
         store = client(uri)
         run = store.create_run(experiment(store, uri, who.experiment), run_name=name or default_name(who), tags=_tags(who))
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise BadRequest(f"tracking store {_hidden(uri)}: does not answer ({type(error).__name__}); start it or name another") from None
+        raise BadRequest(f"tracking store {hidden(uri)}: does not answer ({type(error).__name__}); start it or name another") from None
     tracker = MlflowTracker(uri, run.info.run_id, machine=False)
     tracker.params({**(config or {}), **who.params()})
     tracker.dataset(who.feed, f"{who.feed_version}:{who.card}", who.task)
@@ -153,7 +153,7 @@ def found_run(store: Any, uri: str, run_id: str) -> Any:
         return store.get_run(run_id)
     except MlflowException as error:
         raise BadRequest(
-            f"run {run_id}: not in the tracking store {_hidden(uri)} ({error.error_code}); name the store by --tracking-uri"
+            f"run {run_id}: not in the tracking store {hidden(uri)} ({error.error_code}); name the store by --tracking-uri"
         ) from None
 
 
@@ -167,7 +167,7 @@ def _tags(who: Identity) -> dict[str, str]:
     }
 
 
-def _hidden(uri: str) -> str:
+def hidden(uri: str) -> str:
     """Without user and password."""
     scheme, slashes, rest = uri.partition("://")
     return scheme + slashes + rest.rpartition("@")[2]

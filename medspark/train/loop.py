@@ -21,6 +21,7 @@ from medspark.config import Train
 from medspark.errors import MedsparkError
 from medspark.feed.card import Card
 from medspark.feed.reader import Batch, Reader
+from medspark.scores.threshold import Rule, choose
 from medspark.track.tracker import Tracker
 from medspark.train import checkpoint, losses, measures, memory, pictures, predictor, schedule
 from medspark.train import network as networks
@@ -345,7 +346,12 @@ class Run:
         counts, scores = rest[: counts.size].reshape(counts.shape), rest[counts.size :].reshape(scores.shape)
         areas = measures.auc(scores)
         found_ = {"val_loss": float(sums[0] / sums[1]) if sums[1] else float("nan"), **self._of(counts, "val_"), "val_auc": _mean(areas)}
-        return found_, measures.thresholds(scores, self.card.labels, "dice" if self.card.task == "segmentation" else "youden")
+        rule: Rule = "f1" if self.card.task == "segmentation" else "youden"
+        cuts = measures.edges()
+        chosen = {
+            label: choose(positive, negative, cuts, rule) for label, (negative, positive) in zip(self.card.labels, scores, strict=True)
+        }
+        return found_, chosen
 
     def _choose(self) -> pictures.Samples | None:
         assert self.validation is not None

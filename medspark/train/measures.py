@@ -1,12 +1,12 @@
 """What an epoch has counted: confusion per label, and scores by bins, from which curves and thresholds follow. Sums, so that ranks add up.
 
-These steer training (curves, early stopping, thresholds). The measures that are reported per image and subject, with intervals, are `medspark.scores`.
+These steer training (curves, early stopping). Thresholds are chosen by `medspark.scores.threshold`; the measures that are reported per image and subject, with
+intervals, are the rest of `medspark.scores`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -72,24 +72,3 @@ def auc(scores: np.ndarray) -> np.ndarray:
     pairs = positive.sum(-1) * negative.sum(-1)
     with np.errstate(invalid="ignore"):
         return np.sum(positive * (below + 0.5 * negative), -1) / pairs
-
-
-def thresholds(scores: np.ndarray, labels: Sequence[str], rule: Literal["dice", "youden"]) -> dict[str, float]:
-    """Probability from which each label counts as present: the one that is best on this part.
-
-    dice : largest Dice over pixels · youden : largest sensitivity + specificity (Youden 1950), which does not lean on how common the label is
-    Of equally good ones the nearest to 0.5; 0.5 where the part lacks one side. `medspark.scores.threshold` has the same rules for arrays.
-    """
-    negative, positive = np.asarray(scores, np.float64).transpose(1, 0, 2)
-    tp = np.cumsum(positive[:, ::-1], -1)[:, ::-1]  # of what lies in this bin or above
-    fp = np.cumsum(negative[:, ::-1], -1)[:, ::-1]
-    found = {}
-    for place, label in enumerate(labels):
-        p, n = positive[place].sum(), negative[place].sum()
-        if not p or not n:
-            found[label] = 0.5
-            continue
-        quality = 2 * tp[place] / (tp[place] + fp[place] + p) if rule == "dice" else tp[place] / p - fp[place] / n
-        best = edges()[quality >= quality.max() - 1e-12]
-        found[label] = float(best[np.argmin(np.abs(best - 0.5))])
-    return found

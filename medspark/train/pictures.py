@@ -15,8 +15,8 @@ import numpy as np
 
 from medspark.feed.card import Card
 from medspark.feed.reader import Batch
+from medspark.pixels.picture import COLOURS, border, rgb
 
-COLOURS = ((255, 64, 64), (64, 200, 255), (255, 200, 0), (120, 255, 80), (255, 110, 255), (255, 140, 40), (150, 150, 255), (0, 230, 180))
 PANEL_PX = 192  # of one picture: large enough to see, small enough for a sheet of six rows on a screen
 GAP_PX, TITLE_PX, FONT_PX = 6, 26, 14
 GREY_SPAN = 2.5  # standard deviations about the mean that a picture of values without a window shows
@@ -82,12 +82,6 @@ def visible(image: np.ndarray, card: Card) -> np.ndarray:
     return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask that have a 4-neighbour outside."""
-    inner = np.pad(mask, 1)
-    return mask & ~(inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:])
-
-
 def sheet(samples: Samples, probabilities: np.ndarray, card: Card, title: str) -> Any:
     """A PIL image: one row per sample. probabilities : (B, *space, L) or (B, L)"""
     from PIL import Image, ImageDraw, ImageFont
@@ -122,7 +116,7 @@ def sheet(samples: Samples, probabilities: np.ndarray, card: Card, title: str) -
 
 
 def _colours(card: Card) -> list[tuple[int, int, int]]:
-    return [COLOURS[place % len(COLOURS)] for place in range(len(card.labels))]
+    return [rgb(COLOURS[place % len(COLOURS)]) for place in range(len(card.labels))]
 
 
 def _scaled(panel: np.ndarray) -> Any:
@@ -147,7 +141,7 @@ def _truth(picture: np.ndarray, batch: Batch, number: int, card: Card) -> np.nda
     masks, known = _flat(batch.masks[number], card) > 0, _flat(batch.known[number], card)[..., 0] > 0
     drawn = np.where(known[..., None], picture, picture // 3)  # what is not known lies in the dark
     for place, colour in enumerate(_colours(card)):
-        drawn[outline(masks[..., place])] = colour
+        drawn[border(masks[..., place])] = colour
     return drawn
 
 
@@ -160,7 +154,7 @@ def _predicted(picture: np.ndarray, p: np.ndarray, card: Card) -> np.ndarray:
         opacity = TILT * p[..., place, None]
         drawn = drawn * (1.0 - opacity) + np.array(colour) * opacity
     for place, colour in enumerate(_colours(card)):
-        drawn[outline(first == place + 1 if card.exclusive else p[..., place] > 0.5)] = colour
+        drawn[border(first == place + 1 if card.exclusive else p[..., place] > 0.5)] = colour
     return drawn.astype(np.uint8)
 
 

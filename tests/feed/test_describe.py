@@ -12,6 +12,7 @@ from medspark.__main__ import main
 from medspark.errors import BadRequest
 from medspark.feed import describe
 from medspark.feed.leaks import gate
+from medspark.feed.open import open_feed
 from tests.phantoms import feeds
 
 
@@ -34,7 +35,7 @@ def test_the_page_shows_every_part_and_class(tmp_path: Path, kind: feeds.Kind, t
 
 def test_the_slice_of_a_volume_that_is_shown_is_the_one_with_most_truth(tmp_path: Path) -> None:
     made = feeds.write_feed(tmp_path, kind="volumes", labels=("disc",))
-    feed = describe.Feed.open(str(tmp_path), "phantom")
+    feed = open_feed(str(tmp_path), "phantom")
     row = next(row for rows in describe.groups(feed, "train") for row in rows if row["target"] == [1.0])
     values, masks, known = describe.picture(feed.card, row)
     truth = made.truth[row["row_id"]].masks
@@ -46,18 +47,18 @@ def test_the_slice_of_a_volume_that_is_shown_is_the_one_with_most_truth(tmp_path
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     feeds.write_feed(tmp_path, "lungs")
     with pytest.raises(BadRequest, match="it has lungs"):
-        describe.Feed.open(str(tmp_path), "livers")
-    with pytest.raises(BadRequest, match="no such version"):
-        describe.Feed.open(str(tmp_path), "lungs@7")
+        open_feed(str(tmp_path), "livers")
+    with pytest.raises(BadRequest, match="at version 7: not in lake"):
+        open_feed(str(tmp_path), "lungs@7")
     with pytest.raises(BadRequest, match="NAME@VERSION"):
-        describe.Feed.open(str(tmp_path), "lungs@last")
+        open_feed(str(tmp_path), "lungs@last")
 
 
 def test_the_gate_reads_the_rows_themselves(tmp_path: Path) -> None:
     made = feeds.write_feed(tmp_path, "lungs")
-    feed = describe.Feed.open(str(tmp_path), "lungs")
-    gate(made.card, feed.lake.filesystem, feed.lake.folder("feeds", "lungs"))
+    feed = open_feed(str(tmp_path), "lungs")
+    gate(made.card, *feed.store())
     one, other = made.card.files_of("train")[0], made.card.files_of("test")[0]
     (tmp_path / "feeds" / "lungs" / other.path).write_bytes((tmp_path / "feeds" / "lungs" / one.path).read_bytes())
     with pytest.raises(BadRequest, match="feed lungs: subjects in two parts"):
-        gate(made.card, feed.lake.filesystem, feed.lake.folder("feeds", "lungs"))
+        gate(made.card, *feed.store())

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from medspark.labels.kind import labels_kind
 from medspark.lake import maintain
 from medspark.lake.store import Lake
+from medspark.track.forget import TrackedRuns
 from tests.lake import harness
 from tests.lake.annotated import annotated_series
 from tests.phantoms import series as phantoms
@@ -45,12 +46,12 @@ def two_patients(spark: Any, where: Path) -> tuple[Path, tuple[Path, Path, Path]
 
 
 def upkeep(spark: Any, lake: Path, lines: list[str] | None = None, **asked: Any) -> dict[str, Any]:
-    """What `maintain_lake` says of one run; ``lines`` receives what it prints for people."""
+    """What `maintain_lake` says of one run; ``lines`` receives what it prints for people. Runs are looked for where the job looks for them."""
     request = maintain.Request(**asked)
     request.check()
     maintain.check_lake(Lake(None, str(lake)), request)  # type: ignore[arg-type]
     say = (lines if lines is not None else []).append
-    run = maintain.Maintenance(Lake(spark, str(lake)), request, 60.0, say=say, key_path=lake.parent / "deid.key")
+    run = maintain.Maintenance(Lake(spark, str(lake)), request, 60.0, say=say, key_path=lake.parent / "deid.key", tracked=TrackedRuns)
     return run.run().json()
 
 

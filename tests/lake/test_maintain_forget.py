@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import zipfile
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,21 @@ from medspark.feed.card import Card, ImageSpec, PartCounts, PartFile, parse
 from medspark.feed.rows import pack_masks
 from medspark.feed.table import TABLE, commit
 from medspark.labels.kind import labels_kind
-from medspark.lake import pins
+from medspark.lake import owner, pins
 from medspark.lake.batch import Batch
 from medspark.lake.create import first_commit
+from medspark.lake.evaluations import Evaluations
 from medspark.lake.files import DataFile
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import feeds, forget
 from medspark.lake.upkeep.proof import Seeker
 from medspark.photos.kind import photos_kind
+from medspark.tables.rows import Rows
+from medspark.track import identity, page, runs
+from medspark.train import checkpoint, evaluate_said
+from medspark.train.evaluation import Result
 from tests.lake import harness
-from tests.lake.patients import subject_of, two_patients, upkeep, write_patients
+from tests.lake.patients import age, subject_of, two_patients, upkeep, write_patients
 from tests.phantoms import photos
 from tests.phantoms import series as phantoms
 
@@ -67,16 +75,21 @@ def others(lake: Path, subject: str, said: set[str]) -> dict[str, list[str]]:
     return {table: [row for row in rows if not any(word in row for word in said)] for table, rows in harness.content(lake).items()}
 
 
-def feed(spark: Any, lake: Path, name: str) -> None:
-    """A feed of all slices, two row groups of which one is mixed; every sample shows one pixel of its one class."""
+def row_id(image_id: str) -> str:
+    return hashlib.sha256(image_id.encode()).hexdigest()[:32]
+
+
+def feed(spark: Any, lake: Path, name: str, without: str = "") -> int:
+    """A feed of all slices (but a subject's), two row groups of which one is mixed; every sample shows one pixel of its one class. Its version."""
     folder, here = lake / "feeds" / name, Lake(spark, str(lake))
     first_commit(here, f"feeds/{name}", TABLE)
     rows = harness.table(lake, "slices").select(["image_id", "subject_key", "dataset", "series_id"]).sort_by("image_id").to_pylist()
+    rows = [row for row in rows if row["subject_key"] != without]
     one = np.zeros((1, 2, 2), bool)
     one[0, 0, 0] = True
     fixed = {"part": "train", "row0": 0, "col0": 0, "k": -1, "weight": 1.0, "target": [1.0], "image": b"-"}
     fixed["mask"] = pack_masks(one, np.ones((2, 2), bool))
-    samples = [{**row, **fixed, "row_id": row["image_id"], "parent_id": row["series_id"]} for row in rows]
+    samples = [{**row, **fixed, "row_id": row_id(row["image_id"]), "parent_id": row["series_id"]} for row in rows]
     collected: list[pq.FileMetaData] = []
     with write.new_writer(folder / "part-0.parquet", collected) as writer:
         for part in (samples[:2], samples[2:]):
@@ -90,7 +103,7 @@ def feed(spark: Any, lake: Path, name: str) -> None:
         labels=("nodule",),
         exclusive=False,
         image=ImageSpec("image", (2, 2, 1), "uint8", "blosc2", ("value",)),
-        query=f"SELECT image_id FROM slices WHERE subject_key <> '{rows[0]['subject_key']}'",
+        query=f"SELECT image_id FROM slices WHERE subject_key <> '{rows[0]['subject_key']}' AND series_id <> '{rows[0]['series_id']}'",
         tables={"slices": here.snapshot("slices").version()},
         split={},
         within_subject=False,
@@ -103,7 +116,7 @@ def feed(spark: Any, lake: Path, name: str) -> None:
         files=(PartFile("part-0.parquet", "train", len(data), digest, groups),),
         doubles=(tuple(row["image_id"] for row in rows[:3]), tuple(row["image_id"] for row in rows)),
     )
-    commit(here, card, [DataFile("part-0.parquet", len(data), len(samples), "")], "run")
+    return commit(here, card, [DataFile("part-0.parquet", len(data), len(samples), "")], "run")[0]
 
 
 @pytest.mark.spark
@@ -175,6 +188,156 @@ def test_nothing_of_the_subject_is_left_and_nothing_of_the_others_is_lost(spark:
     assert summary.written["slices"] == 3, "the originals bring the subject back: they are named for that reason"
     harness.keys_unique(lake)
     assert harness.rows(lake, "claims") == []
+
+
+def trained(lake: Path, feed_name: str, version: int, model: str) -> str:
+    """A run as training leaves it, in the lake and in its MLflow store, with a registered model; its id."""
+    uri = runs.where(None, str(lake))
+    card = parse((lake / "feeds" / feed_name / "card.json").read_text())
+    run = runs.begin(uri, identity.identity("train_segmenter", card, version, config.Config(), (), seed=1, world=1), [], {})
+    folder = checkpoint.run_folder(str(lake), run)
+    checkpoint.put(folder, "run.json", json.dumps({"feed": f"{feed_name}@{version}", "run_id": run, "tracking_uri": None}).encode())
+    with runs.running(runs.MlflowTracker(uri, run, machine=False)) as tracker:
+        for name, under in (("epoch_0001.png", "pictures"), ("test-worst.png", "pictures/evaluation")):
+            Image.new("RGB", (4, 4)).save(lake.parent / name)
+            tracker.artifact(lake.parent / name, under)
+        checkpoint.put(folder, "pictures/epoch_0001.png", (lake.parent / "epoch_0001.png").read_bytes())
+        checkpoint.put(folder, "model/predictor.json", b"{}")
+        tracker.text("{}", "evaluation/test.json")
+    store = runs.client(uri)
+    store.create_registered_model(model)
+    store.create_model_version(model, source=f"{folder}/model", run_id=run)
+    return run
+
+
+def shown(lake: Path, run: str) -> tuple[int, int]:
+    """(pictures of a run in the lake, in MLflow)."""
+    tracked = [path for path in lake.glob(f"mlflow-artifacts/*/{run}/artifacts/pictures/**/*") if path.is_file()]
+    return len(list((lake / "_medspark" / "runs" / run).glob("pictures/*"))), len(tracked)
+
+
+def evaluated(spark: Any, lake: Path, run: str, model: str, feed_name: str, version: int, units: dict[str, str]) -> None:
+    here = Lake(spark, str(lake))
+    rows = Evaluations(here, run)
+    said = {"model_uri": model, "feed": feed_name, "feed_version": version, "part": "train", "label": "nodule", "metric": "dice"}
+    said |= {"value": 0.5, "low": None, "high": None, "n": 1, "within_subject": False, "evaluated_at": datetime.now(UTC)}
+    rows.add([{**said, "unit": unit, "unit_id": name, "evaluation_id": f"{run}{unit}{name}"} for name, unit in units.items()])
+    rows.add([{**said, "unit": "all", "unit_id": None, "evaluation_id": f"{run}all"}])
+    rows.commit(model, feed_name, version, "train")
+    evaluate_said.keep_pictures(here, run, Result(pictures={"worst.png": b"png"}))
+
+
+@pytest.mark.spark
+def test_what_has_learnt_from_the_subject_is_named_and_shows_it_no_more(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    lake, _ = two_patients(spark, tmp_path)
+    subject, other = subject_of(lake, 2), subject_of(lake, 3)
+    said = words(lake, subject)
+    mine = [row for row in harness.rows(lake, "slices") if row["subject_key"] == subject]
+    kept = next(row for row in harness.rows(lake, "slices") if row["subject_key"] == other)
+    said |= {row_id(row["image_id"]) for row in mine}
+    both, without = feed(spark, lake, "both"), feed(spark, lake, "others", without=subject)
+    on_both, on_others, measured = (
+        trained(lake, name, version, f"model-{place}")
+        for place, (name, version) in enumerate((("both", both), ("others", without), ("others", without)))
+    )
+    (name,) = page.experiments(runs.where(None, str(lake)))
+    page.publish(runs.where(None, str(lake)), name)
+    (html,) = lake.glob("mlflow-artifacts/comparison-pages/*/artifacts/*.html")
+    assert html.read_text().count("<figure>") == 6
+    bad = {row_id(mine[0]["image_id"]): "cannot be decoded", row_id(kept["image_id"]): "cannot be decoded"}
+    checkpoint.put(checkpoint.run_folder(str(lake), on_both), "bad_rows/0.json", json.dumps(bad).encode())
+    here = Lake(spark, str(lake))
+    units = {
+        row_id(mine[0]["image_id"]): "image",
+        mine[1]["image_id"]: "image",
+        mine[0]["series_id"]: "series",
+        subject: "subject",
+        kept["series_id"]: "series",
+        other: "subject",
+    }
+    evaluated(spark, lake, "e-both", "models:/model-2/1", "both", both, units)
+    evaluated(spark, lake, "e-others", "models:/model-1/1", "others", without, {other: "subject"})
+    targets = {
+        mine[0]["image_id"]: "image",
+        mine[0]["series_id"]: "series",
+        subject: "subject",
+        other: "subject",
+        kept["image_id"]: "image",
+    }
+    fixed = {"task": "classification", "label": "nodule", "probability": 0.5, "rank": 0, "predicted_at": datetime.now(UTC)}
+    predictions = [
+        {**fixed, "model_uri": "models:/model-1/1", "target": target, "target_id": name, "image_id": name if target == "image" else None}
+        for name, target in targets.items()
+    ]
+    splits = [
+        {"split_name": "s", "unit": unit, "unit_key": key, "part": "train", "seed": 0}
+        for key, unit in ((subject, "subject"), (other, "subject"), (mine[0]["image_id"], "image"), (kept["image_id"], "image"))
+    ]
+    for table, rows in (("predictions", predictions), ("splits", splits)):
+        here.ensure([table])
+        file = here.write_file(table, [Rows.of(table, rows).to_arrow("run", "batch")], "part-0.parquet")
+        assert file is not None
+        here.transact(table, [file])
+    age(lake, 100)
+    upkeep(spark, lake, vacuum_hours=1)
+    assert [shown(lake, run) for run in (on_both, on_others, measured)] == [(1, 2)] * 3, "a vacuum leaves runs alone"
+
+    planned = upkeep(spark, lake, forget=subject, dry_run=True)["forgotten"]
+    done = upkeep(spark, lake, forget=subject)["forgotten"]
+    assert {table: done["rows"][table] for table in ("predictions", "evaluations", "splits")} == {
+        "predictions": 3,
+        "evaluations": 4,
+        "splits": 2,
+    }
+    assert {row["target_id"] for row in harness.rows(lake, "predictions")} == {other, kept["image_id"]}
+    assert {row["unit_id"] for row in harness.rows(lake, "evaluations")} == {None, other, kept["series_id"]}
+    assert {row["unit_key"] for row in harness.rows(lake, "splits")} == {other, kept["image_id"]}
+    used = done["used_by"]
+    assert used["training"] == [on_both] and used["evaluations"] == ["e-both"]
+    assert used["models"] == ["models:/model-0/1", "models:/model-1/1", "models:/model-2/1"], "trained on it; predicted it; measured on it"
+    assert {name: planned["used_by"][name] for name in ("training", "evaluations", "models")} == {
+        name: used[name] for name in ("training", "evaluations", "models")
+    }
+    # The run whose model was measured on the subject holds the evaluation's pictures in MLflow; its own training never saw it.
+    assert [shown(lake, run) for run in (on_both, on_others, measured)] == [(0, 0), (1, 2), (1, 0)]
+    assert done["pictures_removed"] == 1 + 1 + 2 + 2 and done["not_reached"] == []
+    assert html.read_text().count("<figure>") == 2
+    assert [path.name for path in (lake / "_medspark" / "runs").glob("evaluate-*")] == ["evaluate-e-others"]
+    for run in (on_both, on_others, measured):
+        assert (lake / "_medspark" / "runs" / run / "model" / "predictor.json").exists(), "models are named, not removed"
+        assert list(lake.glob(f"mlflow-artifacts/*/{run}/artifacts/evaluation/test.json"))
+    left = json.loads((lake / "_medspark" / "runs" / on_both / "bad_rows" / "0.json").read_text())
+    assert left == {row_id(kept["image_id"]): "cannot be decoded"}
+    assert holding(lake, said) == set()
+
+
+@pytest.mark.spark
+def test_a_run_at_work_on_the_subject_is_waited_for(spark: Any, tmp_path: Path) -> None:
+    """And a store that is away is named, not waited for."""
+    lake, _ = two_patients(spark, tmp_path)
+    subject = subject_of(lake, 2)
+    version = feed(spark, lake, "both")
+    folder = checkpoint.run_folder(str(lake), "r1")
+    away = "http://127.0.0.1:1"
+    checkpoint.put(folder, "run.json", json.dumps({"feed": f"both@{version}", "run_id": "r1", "tracking_uri": away}).encode())
+    checkpoint.put(folder, "pictures/epoch_0001.png", b"png")
+    with subprocess.Popen(["sleep", "600"]) as driver:
+        try:
+            me = owner.current()
+            checkpoint.put(folder, "owner", str(replace(me, pid=driver.pid, started=owner._started(driver.pid))).encode())
+            with pytest.raises(BadRequest, match="run r1 is training"):
+                upkeep(spark, lake, forget=subject)
+        finally:
+            driver.kill()
+    assert len(harness.rows(lake, "slices")) == 5 and (lake / "_medspark" / "runs" / "r1" / "pictures" / "epoch_0001.png").exists()
+    lines: list[str] = []
+    done = upkeep(spark, lake, lines, forget=subject)["forgotten"]
+    assert done["used_by"]["training"] == ["r1"] and done["not_reached"] == [away] and away in lines
+    assert not (lake / "_medspark" / "runs" / "r1" / "pictures").exists() and len(harness.rows(lake, "slices")) == 3
 
 
 @pytest.mark.spark

@@ -20,6 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from medspark.config import Train
 from medspark.errors import BadRequest
 from medspark.keys import rng
+from medspark.pixels.picture import COLOURS, rgb
+from medspark.scores.threshold import choose
 from medspark.train import checkpoint, measures, network, pictures, predictor, schedule
 from medspark.train.feeding import Waited, ahead
 from medspark.train.heart import Heart, Listener
@@ -50,17 +52,17 @@ def test_counts_and_curves_are_those_of_scikit_learn() -> None:
     assert measures.accuracy(counts, False) == pytest.approx((right.sum(axis=0) / seen.sum(axis=0)).mean())
 
 
-@pytest.mark.parametrize("rule", ["dice", "youden"])
+@pytest.mark.parametrize("rule", ["f1", "youden"])
 def test_the_threshold_is_the_best_one_of_the_part(rule: str) -> None:
     random = rng(5, "thresholds")
     truth = random.random((2000, 1)) < 0.2
     p = np.clip(0.3 + 0.2 * truth + random.normal(0, 0.08, truth.shape), 0.001, 0.999)
     _, scores = counted(p, truth, np.ones_like(truth, np.uint8))
-    chosen = measures.thresholds(scores, ["a"], rule)["a"]  # type: ignore[arg-type]
+    chosen = choose(scores[0, 1], scores[0, 0], measures.edges(), rule)  # type: ignore[arg-type]
 
     def quality(at: float) -> float:
         said = p >= at
-        if rule == "dice":
+        if rule == "f1":
             return float(2 * (said & truth).sum() / (said.sum() + truth.sum()))
         return float(said[truth].mean() - said[~truth].mean())
 
@@ -70,7 +72,7 @@ def test_the_threshold_is_the_best_one_of_the_part(rule: str) -> None:
 def test_a_part_that_lacks_one_side_leaves_one_half() -> None:
     truth = np.ones((5, 1), bool)
     _, scores = counted(np.full((5, 1), 0.9), truth, np.ones_like(truth, np.uint8))
-    assert measures.thresholds(scores, ["a"], "youden") == {"a": 0.5} and np.isnan(measures.auc(scores)[0])
+    assert choose(scores[0, 1], scores[0, 0], measures.edges(), "youden") == 0.5 and np.isnan(measures.auc(scores)[0])
 
 
 # --- schedule
@@ -216,12 +218,12 @@ def test_a_sheet_marks_truth_and_prediction(tmp_path: Path, kind: str) -> None:
     assert chosen is not None and chosen.batch.masks is not None
     perfect = pictures.sheet(chosen, chosen.batch.masks.astype(np.float32), made.card, "epoch 1")
     nothing = pictures.sheet(chosen, np.zeros_like(chosen.batch.masks, np.float32), made.card, "epoch 1")
-    red = np.array(pictures.COLOURS[0])
+    first = np.array(rgb(COLOURS[0]))
 
     def marked(sheet: object, column: int) -> int:
         wide = pictures.PANEL_PX + pictures.GAP_PX
         panel = np.asarray(sheet)[pictures.TITLE_PX :, pictures.GAP_PX + column * wide : (column + 1) * wide]
-        return int((panel == red).all(axis=-1).sum())
+        return int((panel == first).all(axis=-1).sum())
 
     assert marked(perfect, 0) == marked(nothing, 2) == 0
     assert marked(perfect, 1) == marked(perfect, 2) == marked(nothing, 1) > 100

@@ -31,8 +31,11 @@ def feeds(lake: Lake) -> list[str]:
     return sorted(name for name in names if lake.exists(name))
 
 
-def remove(lake: Lake, name: str, subject: str, images: set[str], batch_id: str) -> bool:
-    """Removes the subject from a feed, row groups as they were; its card follows in the same commit. Whether it held any."""
+def remove(lake: Lake, name: str, subject: str, images: set[str], ids: set[str], batch_id: str) -> bool:
+    """Removes the subject from a feed, row groups as they were; its card follows in the same commit. Whether it held any.
+
+    ids : of its series, slides and so on, which the query of a feed may name, also of one that left the subject out
+    """
     columns = {"subject_key": {subject}, "image_id": images}
     held = {column: pa.array(sorted(values), pa.string()) for column, values in columns.items()}
     new: list[DataFile] = []
@@ -52,10 +55,13 @@ def remove(lake: Lake, name: str, subject: str, images: set[str], batch_id: str)
                 new.append(copy_file(lake, f"{name}/{path}", path, file, groups))
                 instead[action["relative"]] = new[-1]
     card = read_card(lake, name)
-    if old:
+    forgotten = {subject, *images, *ids}
+    query = "" if card is None else card.get("query", "")
+    named = any(word in query for word in forgotten)
+    if old or named:
         if lake.snapshot(name).metadata().partition_columns:
             raise RuntimeError(f"{name} is partitioned, which no feed of medspark is; nothing of it was changed")
-        said = {} if card is None else {CARD: dumped(amended(lake, name, card, instead, {subject, *images}))}
+        said = {} if card is None else {CARD: dumped(amended(lake, name, card, instead, forgotten))}
         lake.transact(name, lambda version: (new, old), metadata=lake.user_metadata(forgotten=True), properties=said)
     text = lake.snapshot(name).metadata().configuration.get(CARD)
     if text is not None and card is not None and dumped(card) != text:  # also where a run was killed between the feed and its card

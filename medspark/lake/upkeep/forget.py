@@ -1,8 +1,9 @@
 """Removes one subject from the lake, its past and its feeds, and proves it.
 
 The lake is held alone meanwhile. What identifies the subject is collected and kept in one private file first (`traces`); then its rows go from
-every table and every feed, the logs lose their past (`trim`), every file that is no longer current goes whatever pins it, and all that is left
-is searched (`proof`). The private file goes last: a run that was killed anywhere is completed by giving the same key again.
+every table and every feed, what runs show of it goes (`learnt`), the logs lose their past (`trim`), every file that is no longer current goes
+whatever pins it, and all that is left is searched (`proof`). The private file goes last: a run that was killed anywhere is completed by giving
+the same key again.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from medspark.lake.explode import PayloadWriter
 from medspark.lake.files import PRIVATE, DataFile, locate
 from medspark.lake.session import cores
 from medspark.lake.store import Lake
-from medspark.lake.upkeep import feeds, proof, traces, vacuum
+from medspark.lake.upkeep import feeds, learnt, proof, traces, vacuum
 from medspark.lake.upkeep.check import UNREADABLE
+from medspark.lake.upkeep.learnt import Tracked
 from medspark.lake.upkeep.traces import Traces
 from medspark.lake.upkeep.trim import trim
 from medspark.tables.catalog import TABLES
@@ -37,9 +39,10 @@ KEY = re.compile(r"[0-9a-f]{32}")
 BYTES_PER_S = 2e8  # a payload file copied without some rows, one core
 COPY_S = 600.0
 DAMAGED = -1  # in place of a file's removed rows
-KEPT_PRIVATE = ("lake.json", "pins", "forget")
-NARROW = (*(table for table in DATA if table not in ("pixels", "subjects", "rejected")), "splits", "rejected", "sources", "subjects")
-"""Order of removal: children before parents, the subject last."""
+KEPT_PRIVATE = ("lake.json", "pins", "forget", "runs")
+SAID_OF_IT = ("predictions", "evaluations", "splits")
+NARROW = (*SAID_OF_IT, *(table for table in DATA if table not in ("pixels", "subjects", "rejected")), "rejected", "sources", "subjects")
+"""Order of removal: what was said of it, children before parents, the subject last."""
 
 
 def check_key(key: str) -> None:
@@ -55,8 +58,8 @@ def check_known(lake: Lake, key: str) -> None:
 
 @dataclass
 class Forgotten:
-    """rows : removed, by table;  files : removed from the disk;  used_by : runs, feeds, pins and models;  originals : the subject's files
-    crosswalk : files beside the key that keep the originals of its UIDs
+    """rows : removed, by table;  files : removed from the disk;  pictures : of runs and evaluations, that went;  unreached : tracking stores that did
+    not answer;  crosswalk : files beside the key that keep the originals of its UIDs
     """
 
     found: Traces
@@ -66,7 +69,8 @@ class Forgotten:
     feeds: list[str] = field(default_factory=list)
     pins: list[str] = field(default_factory=list)
     unpinned: list[str] = field(default_factory=list)
-    models: list[str] = field(default_factory=list)
+    pictures: int = 0
+    unreached: list[str] = field(default_factory=list)
     crosswalk: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
@@ -74,7 +78,9 @@ class Forgotten:
             **traces.mapping(self.found),
             "rows": dict(sorted(self.rows.items())),
             "files_removed": self.files,
-            "used_by": {"runs": sorted(self.found.runs), "feeds": self.feeds, "pins": self.pins, "models": self.models},
+            "used_by": {**_used_by(self.found), "feeds": self.feeds, "pins": self.pins},
+            "pictures_removed": self.pictures,
+            "not_reached": self.unreached,
             "unpinned": self.unpinned,
             "files_searched": self.scanned,
             "files_holding": 0,
@@ -82,20 +88,43 @@ class Forgotten:
         }
 
     def table(self) -> Iterator[str]:
-        """Lines for people: the originals, which another ingest would bring back, and what the crosswalk keeps, which other lakes may use."""
+        """Lines for people: the originals, which another ingest would bring back, what the crosswalk keeps, which other lakes may use, and stores that
+        may still show the subject."""
         if self.found.uris:
             yield "the subject's original files are where they were; an ingest of them would bring the subject back:"
             yield from sorted(self.found.uris)
         if self.crosswalk:
             yield "the crosswalk beside the key keeps the subject's original UIDs; remove these files unless another lake of this key needs them:"
             yield from self.crosswalk
+        if self.unreached:
+            yield "these tracking stores did not answer; pictures of the runs named in used_by.training may still lie there, remove them by hand:"
+            yield from self.unreached
 
 
-def planned(lake: Lake, key: str) -> dict[str, Any]:
+def _used_by(found: Traces) -> dict[str, list[str]]:
+    """runs : wrote its rows;  training, evaluations : on feeds that held it;  models : learnt from it, predicted it or were measured on it"""
+    said = {"runs": found.runs, "training": found.trained, "evaluations": found.evaluated, "models": found.models}
+    return {name: sorted(ids) for name, ids in said.items()}
+
+
+def planned(lake: Lake, key: str, tracked: Tracked | None = None) -> dict[str, Any]:
     """What `forget` would remove."""
-    found = traces.collect(lake, key)
+    found = _found(lake, key, tracked)
     rows = {table: _count(lake, table, found) for table in TABLES if lake.exists(table)}
-    return {**traces.mapping(found), "rows": {table: count for table, count in rows.items() if count}, "runs": sorted(found.runs)}
+    counts = {table: count for table, count in rows.items() if count}
+    return {**traces.mapping(found), "rows": counts, "used_by": _used_by(found)}
+
+
+def _found(lake: Lake, key: str, tracked: Tracked | None) -> Traces:
+    """Everything by which the subject is known and what has used it. Raises `BadRequest` while a run trains on it."""
+    found = traces.collect(lake, key)
+    learnt.note(lake, found, tracked)
+    found.models |= traces.models(lake, found) | {str(pin.said["model"]) for pin in pins.pins(lake) if "model" in pin.said}
+    if at_work := learnt.training_on(lake, found):
+        raise BadRequest(
+            f"--forget-subject: run {at_work[0]} is training on a feed that holds the subject; wait until it has ended, or end it"
+        )
+    return found
 
 
 def _count(lake: Lake, table: str, found: Traces) -> int:
@@ -103,10 +132,16 @@ def _count(lake: Lake, table: str, found: Traces) -> int:
     return 0 if where is None else sum(batch.num_rows for batch in lake.scan(table, ["run_id"], where))
 
 
-def forget(lake: Lake, key: str, batch: Batch, progress: Callable[[str], None] = lambda text: None) -> Forgotten:
-    """Removes the subject everywhere. ``batch`` : the claim of the whole lake, see `medspark.lake.upkeep.alone`."""
-    found = traces.collect(lake, key)
-    done = Forgotten(found, models=_models(lake, found), pins=_used(lake, key))
+def forget(
+    lake: Lake, key: str, batch: Batch, progress: Callable[[str], None] = lambda text: None, tracked: Tracked | None = None
+) -> Forgotten:
+    """Removes the subject everywhere.
+
+    batch : the claim of the whole lake, see `medspark.lake.upkeep.alone`
+    tracked : the runs' tracking stores; None: there are none
+    """
+    found = _found(lake, key, tracked)
+    done = Forgotten(found, pins=_used(lake, key))
     traces.save(lake, found)
     progress(f"forget: {len(found.images)} images from {len(found.sources)} files")
     done.rows["pixels"] = _payload(lake, found, batch.batch_id)
@@ -116,7 +151,10 @@ def forget(lake: Lake, key: str, batch: Batch, progress: Callable[[str], None] =
             if done.rows[table]:
                 lake.rewrite(table, drop_where(traces.condition(table, found)), *traces.admitting(table, found))
     done.rows = Counter({table: count for table, count in done.rows.items() if count})
-    done.feeds = [name for name in feeds.feeds(lake) if feeds.remove(lake, name, found.subject, found.images, batch.batch_id)]
+    done.feeds = [name for name in feeds.feeds(lake) if feeds.remove(lake, name, found.subject, found.images, found.ids, batch.batch_id)]
+    progress("forget: pictures of runs")
+    done.pictures = learnt.clear(lake, found, tracked)
+    done.unreached = sorted(tracked.unreached) if tracked is not None else []
     progress("forget: the past")
     done.unpinned = _unpin(lake)
     done.files = _clear(lake, batch)
@@ -129,11 +167,6 @@ def forget(lake: Lake, key: str, batch: Batch, progress: Callable[[str], None] =
     done.scanned = sum(1 for info in lake.filesystem.get_file_info(pafs.FileSelector(lake.root, recursive=True)) if info.is_file) - 1
     lake.filesystem.delete_file(besides)
     return done
-
-
-def _models(lake: Lake, found: Traces) -> list[str]:
-    said = {pin.said.get("model") for pin in pins.pins(lake)} - {None}
-    return sorted(traces.models(lake, found) | {str(model) for model in said})
 
 
 def _used(lake: Lake, key: str) -> list[str]:

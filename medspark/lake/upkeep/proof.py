@@ -113,7 +113,7 @@ def hits(lake: Lake, traces: Traces, besides: str, stage: str) -> list[Hit]:
         for info in lake.filesystem.get_file_info(pafs.FileSelector(lake.root, recursive=True))
         if info.type == pafs.FileType.File and info.path != besides
     ]
-    seeker = Seeker(lake.uri, frozenset(traces.ids | traces.images | traces.sources | traces.uris), tuple(sorted(traces.ids)))
+    seeker = Seeker(lake.uri, frozenset(traces.ids | traces.images | traces.rows | traces.sources | traces.uris), tuple(sorted(traces.ids)))
     parts = tasks.split(files, lambda file: 0.002 + file[1] / BYTES_PER_S, 20.0, cores(lake.spark))
     found = tasks.run(lake.spark, tasks.Journal.of(lake, stage, "proof"), parts, seeker, SCAN_S)
     return sorted(found, key=lambda hit: (hit.path, hit.what))

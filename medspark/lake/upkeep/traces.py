@@ -29,14 +29,17 @@ IDS = {
 }
 """Columns whose values name the subject's images, where nobody else has them."""
 IMAGE_JOBS = ("tile_slides", "explode_series", "ingest_photos")
-SET_FIELDS = ("images", "holders", "ids", "sources", "uris", "runs", "files")
+SET_FIELDS = ("images", "holders", "ids", "sources", "uris", "runs", "rows", "feeds", "trained", "evaluated", "shown", "models")
 
 
 @dataclass
 class Traces:
     """images : image ids;  holders : slides, series and sources that hold them (maybe others' images, too);  ids : of the subject alone
     (subject key, series, slides, studies, instances);  sources : files that concern the subject alone, with their uris;  refs : annotation
-    source -> its references to the subject's images;  runs : that wrote its rows;  files : of the pixels table that hold its images
+    source -> its references to the subject's images;  runs : that wrote its rows
+
+    And what has used it (`learnt`): rows : row_id of feeds;  feeds : name@version that held it;  trained, evaluated : runs on those;  shown : runs of a
+    tracking store whose pictures may show it;  models : that learnt from it, predicted it or were measured on it
     """
 
     subject: str
@@ -46,7 +49,12 @@ class Traces:
     sources: set[str] = field(default_factory=set)
     uris: set[str] = field(default_factory=set)
     runs: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
+    rows: set[str] = field(default_factory=set)
+    feeds: set[str] = field(default_factory=set)
+    trained: set[str] = field(default_factory=set)
+    evaluated: set[str] = field(default_factory=set)
+    shown: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
     refs: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, other: Traces) -> None:
@@ -243,7 +251,7 @@ def condition(table: str, traces: Traces) -> pc.Expression | None:
         for source, refs in sorted(traces.refs.items()):
             where = where | ((pc.field("source_id") == source) & _among("ref_image", refs))
         return where
-    every = traces.ids | traces.images
+    every = traces.ids | traces.images | traces.rows
     where = None
     for column in ("image_id", "slide_id", "series_id", "unit_key", "target_id", "unit_id"):
         if column in names:

@@ -29,7 +29,7 @@ from medspark.tables.catalog import TABLES
 SAFE_HOURS = 24.0  # longer than any task, commit or query: below it a vacuum wants the lake to itself
 FRESH_S = 600.0  # a file that no commit knows is left alone this long whatever was asked: some writers (a run's kpi row) hold no claim
 AT_ONCE = 16  # deletions under way; object stores answer slowly
-KEPT = ("lake.json", PINS.rpartition("/")[2], "damage", "forget")
+KEPT = ("lake.json", PINS.rpartition("/")[2], "damage", "forget", "runs")
 """Names in the private folder that are no batch's."""
 
 
