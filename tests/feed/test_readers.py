@@ -181,3 +181,20 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     tiny = feed.reader("train", 8)
     assert tiny.steps_per_epoch == 1 and len(taken(list(tiny.epoch(0)))) == 8  # rows repeat
     tiny.close()
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it(tmp_path: Path) -> None:
+    made = write_feed(tmp_path, task="segmentation")
+    with closing(open_feed(str(tmp_path), made.card.name).reader("train", 4, seed=3)) as reader:
+        kept = list(reader.epoch(0))
+        copies = [(batch.images.copy(), batch.masks.copy()) for batch in kept if batch.masks is not None]
+        assert len(copies) == len(kept) > 2
+        view = kept[0].images[1:, 2:]
+        first, copy = id(kept[0].images), view.copy()
+        for batch, (images, masks) in zip(kept, copies, strict=True):
+            assert np.array_equal(batch.images, images) and np.array_equal(batch.masks, masks)
+        del kept, batch, images, masks
+        again = {id(batch.images) for number in (1, 2) for batch in reader.epoch(number)}
+        assert first not in again and np.array_equal(view, copy), "a view keeps its array"
+        del view
+        assert len(again) < 2 * len(copies), "some memory was used twice"
