@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medspark.pixels.picture import COLOURS
+from medspark.scores.pictures import INK, PALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,21 +17,8 @@ if TYPE_CHECKING:
 
     from medspark.lake.open import OpenLake
 
-INK, PALE, STORED, TISSUE, EMPTY = "#1d2733", "#6b7785", "#2b6cb0", "#1f9d55", "#8d99a6"
+STORED, TISSUE, EMPTY = "#2b6cb0", "#1f9d55", "#8d99a6"
 LINES = (INK, PALE, STORED, TISSUE, EMPTY, "#ffffff", "#000000")
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": PALE,
-    "ytick.color": PALE,
-    "axes.edgecolor": "#c6ccd3",
-    "figure.facecolor": "white",
-}
 DPI = 110
 PALETTE = 160  # colours of a saved PNG beside those of labels and lines: a third of the bytes, and no eye tells
 PALETTE_STEP = 3  # every third pixel of every third row is enough to choose them

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medspark.demo.drawing import DPI, PALE, colours, masked, merged, outline, rim, round_length, scale_bar, tint
+from medspark.scores.pictures import PALE
+from medspark.demo.drawing import DPI, colours, masked, merged, outline, rim, round_length, scale_bar, tint
 from medspark.labels.link_slices import BODY_SPACING
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medspark.demo import kind_pictures, series_pictures, slide_pictures
-from medspark.demo.drawing import STYLE, save
+from medspark.demo.drawing import save
+from medspark.scores.pictures import PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ def write(figure_of: Callable[[], Figure | None], path: Path) -> bool:
     from matplotlib import pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context(STYLE):
+    with plt.rc_context(PLAIN):
         figure = figure_of()
         if figure is None:
             return False

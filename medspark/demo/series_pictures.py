@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from medspark.demo.drawing import DPI, PALE, colours, masked, merged, outline, rim, round_length, scale_bar, tint
+from medspark.scores.pictures import PALE
+from medspark.demo.drawing import DPI, colours, masked, merged, outline, rim, round_length, scale_bar, tint
 from medspark.lake.open import WINDOW_HU
 from medspark.series import display
 

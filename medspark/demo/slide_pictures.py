@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medspark.demo.drawing import DPI, EMPTY, INK, PALE, STORED, TISSUE, colours, masked, merged, outline, rim, round_length, scale_bar
+from medspark.scores.pictures import INK, PALE
+from medspark.demo.drawing import DPI, EMPTY, STORED, TISSUE, colours, masked, merged, outline, rim, round_length, scale_bar
 from medspark.pixels import decode, masks
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ HALF = 0.5  # threshold of a label that has none of its own
 
 
 class Predictor(Protocol):
-    """What is asked of a network (`medspark.train.predictor.Predictor`)."""
+    """What serving and evaluating ask of a network (`medspark.train.predictor.Predictor`)."""
 
     @property
     def task(self) -> Any: ...

@@ -16,13 +16,12 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from medspark.config import Config
 from medspark.errors import Rejected, Unavailable, unexpected
 from medspark.keys import Ids
-from medspark.lake.files import INDEXED_COLUMNS, PRIVATE, DataFile, locate, statistics, write_parquet
+from medspark.lake.files import INDEXED_COLUMNS, PRIVATE, DataFile, OpenFile, locate, write_parquet
 from medspark.lake.scan import local_copy
 from medspark.lake.tasks import Watcher
 from medspark.series.dicomweb import Access
@@ -63,7 +62,7 @@ class PayloadWriter:
     def __init__(self, filesystem: pafs.FileSystem, root: str, batch_id: str) -> None:
         self.filesystem, self.folder, self.batch_id = filesystem, f"{root}/pixels", batch_id
         self.files: list[DataFile] = []
-        self._writer: pq.ParquetWriter | None = None
+        self._file: OpenFile | None = None
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = self._file_bytes = 0
 
@@ -93,36 +92,27 @@ class PayloadWriter:
             self._group(table.cast(PIXELS.arrow()), table.nbytes)
 
     def _group(self, table: pa.Table, size: int) -> None:
-        if self._writer is None:
-            self._open()
-        assert self._writer is not None
-        self._writer.write_table(table, row_group_size=table.num_rows)
+        if self._file is None:
+            name = f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet"
+            self._file = OpenFile(
+                self.filesystem,
+                f"{self.folder}/{name}",
+                name,
+                PIXELS.arrow(),
+                PIXELS.names[:INDEXED_COLUMNS],
+                compression={leaf: "none" if leaf == "bytes" else "zstd" for leaf in _leaves()},
+                use_dictionary=_SMALL,
+                write_statistics=["image_id", "parent_id", "dataset", "run_id", "batch_id", "n_bytes"],
+            )
+        self._file.write(table)
         self._file_bytes += size
         if self._file_bytes >= FILE_BYTES:
             self._roll()
 
-    def _open(self) -> None:
-        self._name = f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet"
-        self._collected: list[pq.FileMetaData] = []
-        self._stream = self.filesystem.open_output_stream(f"{self.folder}/{self._name}")
-        self._writer = pq.ParquetWriter(
-            self._stream,
-            PIXELS.arrow(),
-            compression={name: "none" if name == "bytes" else "zstd" for name in _leaves()},
-            use_dictionary=_SMALL,
-            write_statistics=["image_id", "parent_id", "dataset", "run_id", "batch_id", "n_bytes"],
-            metadata_collector=self._collected,
-        )
-
     def _roll(self) -> None:
-        if self._writer is None:
-            return
-        self._writer.close()
-        self._stream.close()
-        metadata = self._collected[0]
-        size = self.filesystem.get_file_info(f"{self.folder}/{self._name}").size
-        self.files.append(DataFile(self._name, size, metadata.num_rows, statistics(metadata, PIXELS.names[:INDEXED_COLUMNS])))
-        self._writer, self._file_bytes = None, 0
+        if self._file is not None:
+            self.files.append(self._file.close())
+            self._file, self._file_bytes = None, 0
 
     def close(self) -> list[DataFile]:
         self._flush()

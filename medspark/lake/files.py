@@ -96,14 +96,48 @@ def statistics(metadata: pq.FileMetaData, names: Sequence[str]) -> str:
     return json.dumps({"numRecords": metadata.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}, ensure_ascii=True)
 
 
+class OpenFile:
+    """A Parquet file of a table while it is written; `close` makes it the `DataFile` that a commit names. What fails leaves a file that none names.
+
+    path : on ``filesystem``;  relative : as the commit names it;  indexed : columns whose statistics the commit holds
+    options : of ``ParquetWriter``
+    """
+
+    def __init__(
+        self, filesystem: pafs.FileSystem, path: str, relative: str, schema: pa.Schema, indexed: Sequence[str], **options: Any
+    ) -> None:
+        self._filesystem, self._path, self._relative, self._indexed = filesystem, path, relative, indexed
+        self._collected: list[pq.FileMetaData] = []
+        self._stream = filesystem.open_output_stream(path)
+        self._writer = pq.ParquetWriter(self._stream, schema, metadata_collector=self._collected, **options)
+
+    def write(self, rows: pa.Table, group_rows: int | None = None) -> None:
+        """Appends rows as row groups of ``group_rows``; None: as one."""
+        self._writer.write_table(rows, row_group_size=rows.num_rows if group_rows is None else group_rows)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return int(self._stream.tell())
+
+    def close(self) -> DataFile:
+        self._writer.close()
+        self._stream.close()
+        metadata = self._collected[0]
+        size = self._filesystem.get_file_info(self._path).size
+        return DataFile(self._relative, size, metadata.num_rows, statistics(metadata, self._indexed))
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+
 def write_parquet(filesystem: pafs.FileSystem, path: str, data: pa.Table, relative: str, names: Sequence[str]) -> DataFile:
-    with filesystem.open_output_stream(path) as stream:
-        collector: list[pq.FileMetaData] = []
-        writer = pq.ParquetWriter(stream, data.schema, compression="zstd", metadata_collector=collector)
-        writer.write_table(data, row_group_size=max(1, min(GROUP_ROWS, data.num_rows * GROUP_BYTES // max(1, data.nbytes))))
-        writer.close()
-    size = filesystem.get_file_info(path).size
-    return DataFile(relative, size, data.num_rows, statistics(collector[0], names[:INDEXED_COLUMNS]))
+    with OpenFile(filesystem, path, relative, data.schema, names[:INDEXED_COLUMNS], compression="zstd") as file:
+        file.write(data, max(1, min(GROUP_ROWS, data.num_rows * GROUP_BYTES // max(1, data.nbytes))))
+        return file.close()
 
 
 def admitted(actions: Iterable[dict[str, Any]], column: str, values: Sequence[str]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#2b6cb0", "#d97706", "#1f9d55", "#b83280", "#6b46c1", "#c53030", "#0e7490", "#8d6e63")
 """Of labels, in their order: told apart on white, with colour-blind eyes too; dashes from the ninth on."""
 INK, PALE, GRID = "#1d2733", "#6b7785", "#e2e6ea"
-STYLE: Any = {
+PLAIN: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -29,12 +29,10 @@ STYLE: Any = {
     "xtick.color": PALE,
     "ytick.color": PALE,
     "axes.edgecolor": "#c6ccd3",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
     "figure.facecolor": "white",
-    "legend.frameon": False,
 }
+"""The look of all figures; the demo's, too."""
+STYLE: Any = {**PLAIN, "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "legend.frameon": False}
 DPI = 110
 MOST_POINTS = 2000  # of a drawn curve: more cannot be seen, and a curve of millions of images would not fit a file
 MOST_NAMED = 16  # classes whose names and numbers fit into a confusion matrix

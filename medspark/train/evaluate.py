@@ -14,15 +14,16 @@ from medspark.feed.card import Card
 from medspark.feed.open import Feed
 from medspark.feed.reader import Reader
 from medspark.feed.sample import Recipe
+from medspark.feed.served import Predictor
 from medspark.lake.store import Lake
 from medspark.train.evaluate_classes import classification
 from medspark.train.evaluate_masks import segmentation
-from medspark.train.evaluation import Predicts, Request, Result, Sink, Work
+from medspark.train.evaluation import Request, Result, Sink, Work
 
-__all__ = ["Predicts", "Request", "Result", "check", "evaluate", "spacing_of_series"]
+__all__ = ["Request", "Result", "check", "evaluate", "spacing_of_series"]
 
 
-def check(card: Card, model: Predicts) -> None:
+def check(card: Card, model: Predictor) -> None:
     """Raises `BadRequest` where the model was not made for such a feed."""
     for name, of_feed, of_model in (
         ("task", card.task, model.task),
@@ -37,7 +38,7 @@ def check(card: Card, model: Predicts) -> None:
             )
 
 
-def evaluate(feed: Feed, reader: Reader, model: Predicts, request: Request, sink: Sink, scratch: Path) -> Result:
+def evaluate(feed: Feed, reader: Reader, model: Predictor, request: Request, sink: Sink, scratch: Path) -> Result:
     """Evaluates ``model`` on every row of ``reader`` (one rank of one).
 
     sink : takes rows of ``evaluations`` (without run and batch) in pieces;  scratch : an empty local folder

@@ -7,37 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from medspark.feed.card import ImageSpec
 from medspark.feed.open import Feed
 from medspark.feed.reader import Batch, Reader
+from medspark.feed.served import Predictor
 from medspark.scores.intervals import REPLICATES, Estimate
 from medspark.train.examples import Examples
 from medspark.train.gathered import Place, places
 from medspark.train.objects import Objects
 
 ROWS_AT_ONCE = 20_000  # evaluation rows handed to the sink together
-
-
-class Predicts(Protocol):
-    """What is asked of a model (`predictor.Predictor`)."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def exclusive(self) -> bool: ...
-    @property
-    def image(self) -> ImageSpec: ...
-    @property
-    def recipe(self) -> Mapping[str, Any]: ...
-    @property
-    def thresholds(self) -> Mapping[str, float]: ...
-    def probabilities(self, images: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +65,7 @@ class Work:
     """What both tasks share: rows on their way out."""
 
     feed: Feed
-    model: Predicts
+    model: Predictor
     request: Request
     sink: Sink
     result: Result = field(default_factory=Result)

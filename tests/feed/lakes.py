@@ -56,12 +56,7 @@ def ct(folder: Path, patient: int) -> tuple[Path, Path]:
         "Rows": ROWS,
         "Columns": COLS,
         "pixels": tuple(stored(patient, k) for k in range(SLICES)),
-        "AccessionNumber": "",
-        "StudyID": "1",
-        "StudyTime": "100000",
-        "PatientBirthDate": "19600101",
-        "ReferringPhysicianName": "",
-        "Manufacturer": "ACME",
+        **phantoms.FOR_HIGHDICOM,
     }
     series = phantoms.write_series(folder / f"ct{patient}", [2.0 * k for k in range(SLICES)], **attributes)
     images = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda ds: ds.ImagePositionPatient[2])

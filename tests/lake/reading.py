@@ -79,12 +79,7 @@ def write(folder: Path, name: str, positions_mm: Sequence[float], tilt_deg: floa
             "RescaleSlope": 1 / 16,
             "RescaleIntercept": 0,
             "PixelSpacing": list(SPACING_MM),
-            "AccessionNumber": "",
-            "StudyID": "1",
-            "StudyTime": "100000",
-            "PatientBirthDate": "19600101",
-            "ReferringPhysicianName": "",
-            "Manufacturer": "ACME",
+            **phantoms.FOR_HIGHDICOM,
             **attributes,
         },
     )

@@ -84,6 +84,17 @@ def write(folder: Path, name: str, ds: Dataset) -> Path:
     return path
 
 
+FOR_HIGHDICOM = {
+    "AccessionNumber": "",
+    "StudyID": "1",
+    "StudyTime": "100000",
+    "PatientBirthDate": "19600101",
+    "ReferringPhysicianName": "",
+    "Manufacturer": "ACME",
+}
+"""Attributes of an image that a SEG by highdicom takes over, and refuses to do without."""
+
+
 def write_series(folder: Path, positions_mm: Sequence[float], tilt_deg: float = 0.0, **attributes: Any) -> Path:
     """A series at these table positions (along z), one file each; attributes that are lists of the same length go by slice.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from medspark.config import Train
-from medspark.feed.card import Card, ImageSpec, PartCounts
+from medspark.feed.card import Card, ImageSpec
 from medspark.feed.sample import Recipe
 from medspark.keys import rng
 from medspark.train import network, predictor
 from medspark.train.predictor import Predictor
+from tests.train import memory_reader
 
 
 def card(
@@ -23,23 +25,13 @@ def card(
     exclusive: bool = False,
 ) -> Card:
     channels, planes = recipe.channel_names, (recipe.depth,) if recipe.kind == "volume" else ()
-    return Card(
+    return replace(
+        memory_reader.card(task, labels, exclusive),
         name="tiny",
-        task=task,
-        labels=labels,
-        exclusive=exclusive,
         image=ImageSpec(recipe.kind, (*planes, *window, len(channels)), recipe.dtype, "blosc2", channels),  # type: ignore[arg-type]
-        query="",
-        tables={},
-        split={},
-        within_subject=False,
-        seed=0,
-        options={},
         recipe=recipe.to_dict(),
-        parts={"train": PartCounts(8, 8, 8)},
         mean=(100.0,) * len(channels),
         std=(60.0,) * len(channels),
-        files=(),
     )
 
 

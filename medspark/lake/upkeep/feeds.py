@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from medspark.lake import pins
-from medspark.lake.files import DataFile, statistics
+from medspark.lake.files import DataFile, OpenFile
 from medspark.lake.store import Lake
 from medspark.pixels import masks
 
@@ -154,19 +154,17 @@ def kept_rows(rows: pa.Table, held: dict[str, pa.Array]) -> pa.ChunkedArray:
 
 
 def copy_file(lake: Lake, path: str, relative: str, file: pq.ParquetFile, groups: Sequence[pa.ChunkedArray]) -> DataFile:
-    collected: list[pq.FileMetaData] = []
     compression = {
         file.schema.column(column).path: file.metadata.row_group(0).column(column).compression for column in range(len(file.schema))
     }
-    with lake.filesystem.open_output_stream(lake.folder(path)) as stream:
-        named = {column: "none" if codec == "UNCOMPRESSED" else codec for column, codec in compression.items()}
-        with pq.ParquetWriter(stream, file.schema_arrow, compression=named, metadata_collector=collected) as writer:
-            for group, kept in enumerate(groups):
-                rows = file.read_row_group(group).filter(kept)
-                if rows.num_rows:
-                    writer.write_table(rows, row_group_size=rows.num_rows)
-    size = lake.filesystem.get_file_info(lake.folder(path)).size
-    return DataFile(relative, size, collected[0].num_rows, statistics(collected[0], file.schema_arrow.names))
+    named = {column: "none" if codec == "UNCOMPRESSED" else codec for column, codec in compression.items()}
+    schema = file.schema_arrow
+    with OpenFile(lake.filesystem, lake.folder(path), relative, schema, schema.names, compression=named) as copy:
+        for group, kept in enumerate(groups):
+            rows = file.read_row_group(group).filter(kept)
+            if rows.num_rows:
+                copy.write(rows)
+        return copy.close()
 
 
 def unpinned(lake: Lake, name: str) -> None:

@@ -6,13 +6,11 @@ import math
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from medspark.lake.files import INDEXED_COLUMNS, DataFile, statistics
+from medspark.lake.files import INDEXED_COLUMNS, DataFile, OpenFile
 from medspark.tables.schema import Table
 
 SMALL_BYTES = 32 << 20  # a narrow file below this is merged with others
@@ -40,10 +38,7 @@ class NarrowWriter:
         self.filesystem, self.folder, self.table, self.batch_id, self.limits = filesystem, f"{root}/{table.name}", table, batch_id, limits
         self.files: list[DataFile] = []
         self._schema = table.arrow()
-        self._writer: pq.ParquetWriter | None = None
-        self._stream: Any = None
-        self._collected: list[pq.FileMetaData] = []
-        self._name = ""
+        self._file: OpenFile | None = None
         self._rows, self._left, self._bytes = 0, rows, 0
 
     def write(self, batches: Iterable[pa.RecordBatch]) -> list[DataFile]:
@@ -54,28 +49,22 @@ class NarrowWriter:
         return self.files
 
     def _group(self, group: pa.Table) -> None:
-        if self._writer is None:
-            self._name, self._collected = f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet", []
-            self._stream = self.filesystem.open_output_stream(f"{self.folder}/{self._name}")
-            self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd", metadata_collector=self._collected)
-        self._writer.write_table(group.select(self._schema.names).cast(self._schema), row_group_size=group.num_rows)
+        if self._file is None:
+            name = f"part-{self.batch_id}-{uuid.uuid4().hex[:12]}.parquet"
+            indexed = self.table.names[:INDEXED_COLUMNS]
+            self._file = OpenFile(self.filesystem, f"{self.folder}/{name}", name, self._schema, indexed, compression="zstd")
+        self._file.write(group.select(self._schema.names).cast(self._schema))
         self._rows += group.num_rows
         self._left -= group.num_rows
-        here = self._stream.tell()
+        here = self._file.size
         rest = here + self._left * (self._bytes + here) / self._rows  # of this file and those to come, if rows go on as they have been
         if self._left > 0 and here >= rest / files_for(rest, self.limits.file_bytes):
             self._close()
 
     def _close(self) -> None:
-        if self._writer is None:
-            return
-        self._writer.close()
-        self._stream.close()
-        metadata = self._collected[0]
-        size = self.filesystem.get_file_info(f"{self.folder}/{self._name}").size
-        indexed = self.table.names[:INDEXED_COLUMNS]
-        self.files.append(DataFile(self._name, size, metadata.num_rows, statistics(metadata, indexed)))
-        self._writer, self._bytes = None, self._bytes + size
+        if self._file is not None:
+            self.files.append(self._file.close())
+            self._file, self._bytes = None, self._bytes + self.files[-1].size
 
 
 def files_for(size: float, most: int) -> int:
