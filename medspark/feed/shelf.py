@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from medspark.lake.owner import Owner, current
 
 INDEX = "index.db"
 OVERDUE = 0.25  # epochs: a blob that was due this long ago and not fetched belongs to a run that has gone, and leaves first
+RETRY_S = 0.005  # between two tries at what SQLite does not wait for
 BUSY_S = 60.0  # that a process waits for another's transaction, which takes milliseconds
 
 
@@ -187,7 +189,8 @@ class Shelf:
         with os.scandir(self._root) as entries:
             for entry in entries:
                 if not entry.name.startswith(INDEX) and entry.name.removesuffix(".part") not in known:
-                    os.unlink(entry.path)
+                    with contextlib.suppress(FileNotFoundError):  # whoever struck it from the index removes it, too
+                        os.unlink(entry.path)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -210,10 +213,23 @@ class Shelf:
         path = self._root / INDEX
         try:
             index = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-            index.execute("PRAGMA journal_mode = WAL")
+            _switched(index)
             index.execute("PRAGMA synchronous = NORMAL")  # a power cut may undo the last changes; checksums and `_clear` see to the rest
         except sqlite3.DatabaseError as error:
             raise BadRequest(
                 f"cache folder {self._root}: its index cannot be read ({error}); delete the folder, it holds copies only"
             ) from None
         return index
+
+
+def _switched(index: sqlite3.Connection) -> None:
+    """Turns the write-ahead log on. Where several processes open a new index, SQLite refuses at once instead of waiting its time."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            index.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:  # the low byte is the primary code
+                raise
+            time.sleep(RETRY_S)

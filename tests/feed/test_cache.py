@@ -9,7 +9,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -298,3 +300,20 @@ def test_every_row_group_has_one_place_in_every_epoch(groups: list[list[int]], r
 def test_petastorm_reads_files_by_itself(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="use kind arrow"):
         feed_of(tmp_path).reader("train", 4, kind="petastorm", cache=Cache(str(tmp_path / "cache"), 100))
+
+
+def test_a_new_folder_may_be_opened_by_all_ranks_at_once(tmp_path: Path) -> None:
+    """SQLite does not wait its turn when a new index is switched to its write-ahead log: it says at once that another is at it."""
+    together = threading.Barrier(4)
+
+    def opened(place: int) -> int:
+        together.wait()
+        shelf = Shelf(str(tmp_path / str(place)), 1000)
+        try:
+            return shelf.used()
+        finally:
+            shelf.close()
+
+    with ThreadPoolExecutor(4) as ranks:
+        for place in range(40):
+            assert list(ranks.map(opened, [place] * 4)) == [0] * 4
