@@ -247,7 +247,7 @@ def trained(
     if tracking.uri:
         from medspark.track import kpis
 
-        kpis.mirror(given.lake, tracking.uri)
+        kpis.brought(given.lake, tracking.uri)
     summary.seconds = time.monotonic() - STARTED
     summary.rejected = len(result.bad_rows)
     spark.stop()

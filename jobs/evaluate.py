@@ -90,7 +90,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     record_kpi(lake, summary)
     said = {"model": found.uri, "feed": f"{feed.name}@{feed.version}", "part": given.part}
     kpi.record(lake, summary.run_id, "evaluate", kpi.work("totm_s", summary.stages["explode"], result.images), said)
-    kpis.mirror(given.lake, store)
+    kpis.brought(given.lake, store)
     summary.versions = dict(lake.versions)
     summary.extra = {
         **said,

@@ -81,7 +81,7 @@ def run(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if found.registered_at is not None and result.images:
         measured["ttmip_s"] = ((datetime.now(UTC) - found.registered_at).total_seconds(), "s")
     kpi.record(lake, summary.run_id, "predict", measured, said)
-    kpis.mirror(given.lake, store)
+    kpis.brought(given.lake, store)
     summary.versions = dict(lake.versions)
     summary.extra = {
         "model": found.uri,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from medspark.lake import kpi
 from medspark.lake.ingest import Summary, record_kpi
@@ -50,7 +51,7 @@ def test_rows_are_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.spark
-def test_rows_of_a_real_lake(spark: Any, tmp_path: Path) -> None:
+def test_rows_of_a_real_lake(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     lake = Lake(spark, str(tmp_path))
     assert kpi.record(lake, "r1", "tile_slides", kpi.work("toppi_s", 2.0, 10), {"n": "1"}) == 2
     found = kpis.new_rows(lake, datetime.min.replace(tzinfo=UTC))
@@ -66,3 +67,10 @@ def test_rows_of_a_real_lake(spark: Any, tmp_path: Path) -> None:
     again = {row["metric"] for row in kpis.new_rows(lake, datetime.min.replace(tzinfo=UTC)) if row["run_id"] == "r3"}
     assert "annotation_min" not in again and "toppi_s" in again, "minutes are counted once"
     assert kpis.new_rows(lake, datetime.now(UTC)) == []
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    nobody = "http://127.0.0.1:9"  # the port of "discard": nothing listens there
+    with pytest.raises(MlflowException):
+        kpis.mirror(str(tmp_path), nobody)
+    kpis.brought(str(tmp_path), nobody)
+    assert "KPIs are not in MLflow yet" in caplog.text
