@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from benchmarks import peer, phantoms
 from benchmarks.peer import Given, Ratio, Report
 
-SIZES = {"small": (1_024, 128), "medium": (4_096, 512), "full": (8_192, 1_024)}  # tiles, CT slices
+SIZES = {"small": (1_024, 128), "medium": (4_096, 512), "full": (8_192, 4_096)}  # tiles, CT slices
 GROUP_BYTES = 3 << 20  # of a feed's row groups
 BATCH = {"tiles": 32, "ct": 8}
 SHARDS = 4  # files of every layout
@@ -126,8 +126,8 @@ def as_tfdata(made: Set) -> float:
 
     started = time.perf_counter()
     reader = made.feed().reader("train", made.batch, seed=1, workers=peer.CORES)
-    for epoch in range(EPOCHS):
-        assert sum(element["images"].shape[0] for element in tfdata.epoch(reader, epoch)) == made.rows
+    batches = tfdata.epochs(reader).take(EPOCHS * reader.steps_per_epoch)
+    assert sum(element["images"].shape[0] for element in batches) == EPOCHS * made.rows
     seconds = time.perf_counter() - started
     reader.close()
     return seconds / EPOCHS
@@ -171,7 +171,7 @@ def two_processes(made: Set) -> float:
 
 
 def _fill_shared(made: Set, rank: int, names: Sequence[str], full: Any, free: Any, go: Any) -> None:
-    from medspark.feed.decode import decode_into
+    from medspark.feed.decode import Scratch, decode_into
 
     feed = made.feed()
     reader = feed.reader("train", made.batch, rank, peer.CORES, seed=1, workers=1)
@@ -181,6 +181,7 @@ def _fill_shared(made: Set, rank: int, names: Sequence[str], full: Any, free: An
     full.put(("ready", None))
     go.wait()
     held: list[Any] = []
+    scratch = Scratch()
     for window in reader.plan.epoch(0):
         loaded = [source.load(piece, 0) for piece in window.pieces]
         flat = [image for rows in loaded for image in rows.images]
@@ -188,7 +189,7 @@ def _fill_shared(made: Set, rank: int, names: Sequence[str], full: Any, free: An
         while len(held) >= made.batch:
             place = free.get()
             for at in range(made.batch):
-                decode_into(arrays[place][at], held[at], feed.card.image)
+                decode_into(arrays[place][at], scratch.bytes(held[at]), feed.card.image)
             full.put((rank, place))
             del held[: made.batch]
     full.put((rank, None))
@@ -209,7 +210,7 @@ def bare(made: Set) -> float:
 
     feed = made.feed()
     plan = shares(feed.card, "train", made.batch, 0, 1, 0)
-    source = ArrowSource(feed.card, "train", *feed.store(), plan, None)
+    source = ArrowSource(feed.card, "train", *feed.store())
     payloads = [bytes(image) for piece in plan.pieces() for image in source.load(piece, None).images]
 
     def work(first: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from medspark.feed.card import Card
+from medspark.feed.card import Card, PartFile
 from medspark.feed.decode import Rows
-from medspark.feed.plan import Piece, Plan
+from medspark.feed.plan import Piece
+from medspark.feed.rows import BATCHED, NARROW, PAYLOADS
 from medspark.feed.stream import checked, targets_of
 
 if TYPE_CHECKING:
-    from medspark.feed.cache import Cache
+    from medspark.feed.cache import Cached, Read
 
-COLUMNS = ["row_id", "target", "weight", "mask", "image"]  # what a batch needs; the rest of `rows.SCHEMA` is for people and SQL
 FOOTERS_KEPT = 2048  # of files of at most 48 MB: some 30 KB each, 60 MB in all; a forgotten one costs a request more
 LOADS_AT_ONCE = 4  # hides a store's latency; a row group of 4 MB at 50 ms a request: 320 MB/s
 
@@ -30,14 +30,22 @@ class ArrowSource:
 
     threads = LOADS_AT_ONCE
 
-    def __init__(self, card: Card, part: str, filesystem: pafs.FileSystem, root: str, plan: Plan, cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        card: Card,
+        part: str,
+        filesystem: pafs.FileSystem,
+        root: str,
+        follow: Callable[[Sequence[PartFile], Read], Cached] | None = None,
+    ) -> None:
+        """follow : of a `cache.Cache`, for the plan that is read by; None: no cache"""
         self._card = card
         self._files = card.files_of(part)
         self._filesystem = filesystem
         self._root = root
         self._far = not isinstance(filesystem, pafs.LocalFileSystem)  # one request a row group; on a disk it would be one more copy
-        self._cached = None if cache is None else cache.follow(plan, self._files, self.read)
-        self._footer = lru_cache(FOOTERS_KEPT)(self._read_footer)
+        self._cached = None if follow is None else follow(self._files, self.read)
+        self.footer = lru_cache(FOOTERS_KEPT)(self._read_footer)
 
     def load(self, piece: Piece, epoch: int | None) -> Rows:
         file = self._files[piece.file]
@@ -49,14 +57,16 @@ class ArrowSource:
 
     def read(self, file: int, group: int) -> pa.Table:
         """A row group from the feed's own store."""
-        path = f"{self._root}/{self._files[file].path}"
-        with self._filesystem.open_input_file(path) as stream:
-            read = pq.ParquetFile(stream, metadata=self._footer(path), pre_buffer=self._far)
-            return read.read_row_group(group, COLUMNS, use_threads=False)
+        with self._open(file) as stream:
+            read = pq.ParquetFile(stream, metadata=self.footer(file), pre_buffer=self._far)
+            return read.read_row_group(group, list(BATCHED), use_threads=False)
 
-    def _read_footer(self, path: str) -> pq.FileMetaData:
-        with self._filesystem.open_input_file(path) as stream:
+    def _read_footer(self, file: int) -> pq.FileMetaData:
+        with self._open(file) as stream:
             return pq.read_metadata(stream)
+
+    def _open(self, file: int) -> pa.NativeFile:
+        return self._filesystem.open_input_file(f"{self._root}/{self._files[file].path}")
 
     def metrics(self) -> Mapping[str, float]:
         return {} if self._cached is None else self._cached.metrics()
@@ -67,21 +77,21 @@ class ArrowSource:
 
 
 def rows_of(table: pa.Table, labels: int) -> Rows:
-    """The rows of a table with `COLUMNS`."""
-    table = table.combine_chunks()
-    columns = {name: _one(table.column(name)) for name in COLUMNS}
-    target = columns["target"].flatten().to_numpy(zero_copy_only=False)
+    """The rows of a table with `rows.BATCHED`."""
+    row_ids, target, weight = (_one(table.column(name)) for name in NARROW)
+    values = target.flatten().to_numpy(zero_copy_only=False)
     return Rows(
-        columns["row_id"].to_pylist(),
-        targets_of(target, labels, table.num_rows),
-        columns["weight"].to_numpy(zero_copy_only=False),
-        _views(columns["mask"]),
-        _views(columns["image"]),
+        row_ids.to_pylist(),
+        targets_of(values, labels, table.num_rows),
+        weight.to_numpy(zero_copy_only=False),
+        *(_views(_one(table.column(name))) for name in PAYLOADS),
     )
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.array([], column.type)
+    """The whole column as one array."""
+    chunks = column.chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
 
 
 def _views(array: pa.Array) -> list[memoryview]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from medspark.feed.card import Card, ImageSpec
+from medspark.feed.pages import Stored
 from medspark.feed.reader import BadRow, Batch
 from medspark.feed.rows import unpack_masks
 from medspark.keys import rng
@@ -25,28 +28,71 @@ if TYPE_CHECKING:
     from medspark.feed.augment import Augmentation
 
 SPARE = 8  # arrays of one kind that are kept: those in work, and what the network's queue holds
+ALIGNED = 64  # bytes
 HELD_BY_POOL = 2  # references to an array that nobody else holds: the list's and the one that asks
-TASKS_PER_WORKER = 2  # a batch is cut into so many tasks a worker: evens out rows of unequal cost
+
+
+Payload = bytes | memoryview | Stored
+
+
+class Scratch(threading.local):
+    """Memory of a thread for payloads that still lie in their files: used again, so that it stays in the core's cache."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(b"")
+
+    def bytes(self, payload: Payload) -> bytes | memoryview:
+        """The payload, until this thread asks for the next one. Raises ValueError and OSError as `Stored.read`."""
+        if not isinstance(payload, Stored):
+            return payload
+        if payload.size > len(self._memory):
+            self._memory = memoryview(bytearray(payload.size * 5 // 4))
+        return payload.read(self._memory)
 
 
 @dataclass(frozen=True)
 class Rows:
     """Encoded samples of one row group, ``n`` of them.
 
-    targets : (n, L) float32; weights : (n,) float32; masks, images : n buffers
+    targets : (n, L) float32; weights : (n,) float32; masks, images : n payloads
     """
 
     row_ids: Sequence[str]
     targets: np.ndarray
     weights: np.ndarray
-    masks: Sequence[bytes | memoryview]
-    images: Sequence[bytes | memoryview]
+    masks: Sequence[Payload]
+    images: Sequence[Payload]
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
+    def part(self, start: int, stop: int) -> Rows:
+        taken = slice(start, stop)
+        return Rows(self.row_ids[taken], self.targets[taken], self.weights[taken], self.masks[taken], self.images[taken])
 
-Places = Sequence[tuple[Rows, int]]
+    def drawn(self, order: np.ndarray) -> Rows:
+        """Its rows in another order; payloads are not copied."""
+        places = order.tolist()
+        return Rows(
+            [self.row_ids[place] for place in places],
+            self.targets[order],
+            self.weights[order],
+            [self.masks[place] for place in places],
+            [self.images[place] for place in places],
+        )
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """All rows of the parts, in order; at least one part. Payloads are not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        [row_id for part in parts for row_id in part.row_ids],
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+        [mask for part in parts for mask in part.masks],
+        [image for part in parts for image in part.images],
+    )
 
 
 def cores() -> int:
@@ -82,22 +128,29 @@ class Arrays:
     """Memory of batches, used again once nobody holds a batch or a view of it any more.
 
     A new array of some megabytes comes from the kernel page by page, each page cleared first: a quarter of the time that decoding into it takes.
-    An array is free when its only reference is the pool's (a view keeps its array alive, and so does a tensor that shares its memory).
+    Memory is free when its only reference is the pool's (a view keeps it alive, and so does a tensor that shares it). It begins on a cache line:
+    TensorFlow shares such arrays and copies others (``EIGEN_MAX_ALIGN_BYTES``).
     """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[tuple[int, ...], str], list[np.ndarray]] = {}
+        self._made: dict[int, list[np.ndarray]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """As ``numpy.empty``: what it holds is undefined."""
-        made = self._made.setdefault((shape, np.dtype(dtype).str), [])
+        size = prod(shape) * np.dtype(dtype).itemsize
+        owner = self._owner(size)
+        first = -owner.ctypes.data % ALIGNED
+        return owner[first : first + size].view(dtype).reshape(shape)  # every view's base is the owner
+
+    def _owner(self, size: int) -> np.ndarray:
+        made = self._made.setdefault(size, [])
         for place in range(len(made)):
             if sys.getrefcount(made[place]) == HELD_BY_POOL:
                 return made[place]
-        array = np.empty(shape, dtype)
+        owner = np.empty(size + ALIGNED, np.uint8)
         if len(made) < SPARE:
-            made.append(array)
-        return array
+            made.append(owner)
+        return owner
 
 
 class Pending:
@@ -137,28 +190,27 @@ class Decoder:
         self._skips = bad_rows == "skip"
         self._pool = ThreadPoolExecutor(self.workers, "decode")
         self._arrays = Arrays()
+        self._scratch = Scratch()
 
-    def start(self, places: Places, epoch: int | None) -> Pending:
+    def start(self, rows: Rows, epoch: int | None) -> Pending:
         """Begins a batch. epoch : names the augmentation's randomness; None: not augmented."""
-        image, n = self._card.image, len(places)
+        image, n = self._card.image, len(rows)
         segments = self._card.task == "segmentation"
         batch = Batch(
             images=self._arrays.empty((n, *image.shape), image.dtype),
             masks=self._arrays.empty((n, *image.space, len(self._card.labels)), "uint8") if segments else None,
             known=self._arrays.empty((n, *image.space, 1), "uint8") if segments else None,
-            targets=np.stack([rows.targets[at] for rows, at in places]),
-            weights=np.array([rows.weights[at] for rows, at in places], np.float32),
-            row_ids=tuple(rows.row_ids[at] for rows, at in places),
+            targets=rows.targets,
+            weights=rows.weights,
+            row_ids=tuple(rows.row_ids),
         )
-        step = max(1, -(-n // (self.workers * TASKS_PER_WORKER)))
-        tasks = [self._pool.submit(self._fill, batch, places, first, min(first + step, n), epoch) for first in range(0, n, step)]
-        return Pending(batch, tasks)
+        places = iter(range(n))  # shared by the tasks, so that rows of unequal cost even out
+        return Pending(batch, [self._pool.submit(self._fill, batch, rows, places, epoch) for _ in range(min(self.workers, n))])
 
-    def _fill(self, batch: Batch, places: Places, first: int, stop: int, epoch: int | None) -> None:
-        for at in range(first, stop):
-            rows, place = places[at]
+    def _fill(self, batch: Batch, rows: Rows, places: Iterator[int], epoch: int | None) -> None:
+        for at in places:
             try:
-                self._sample(batch, at, rows.images[place], rows.masks[place])
+                self._sample(batch, at, rows.images[at], rows.masks[at])
             except ValueError as error:
                 if not self._skips:
                     raise BadRow(batch.row_ids[at], str(error)) from None
@@ -169,10 +221,10 @@ class Decoder:
                 masks, known = (None, None) if batch.masks is None or batch.known is None else (batch.masks[at], batch.known[at])
                 self._augment.apply(batch.images[at], masks, known, rng(self._seed, "augment", epoch, batch.row_ids[at]))
 
-    def _sample(self, batch: Batch, at: int, image: bytes | memoryview, mask: bytes | memoryview) -> None:
-        decode_into(batch.images[at], image, self._card.image)
+    def _sample(self, batch: Batch, at: int, image: Payload, mask: Payload) -> None:
+        decode_into(batch.images[at], self._scratch.bytes(image), self._card.image)
         if batch.masks is not None and batch.known is not None:
-            labels, known = unpack_masks(mask, len(self._card.labels), self._card.image.space)
+            labels, known = unpack_masks(self._scratch.bytes(mask), len(self._card.labels), self._card.image.space)
             batch.masks[at] = np.moveaxis(labels, 0, -1)
             batch.known[at, ..., 0] = known
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pyarrow import fs as pafs
@@ -86,10 +87,14 @@ class Feed:
             if cache is not None:
                 raise BadRequest("kind petastorm reads whole files by itself: the cache holds row groups; use kind arrow")
             source = PetastormSource(self.card, part, filesystem, root)
+        elif cache is None and isinstance(filesystem, pafs.LocalFileSystem):
+            from medspark.feed.disk import DiskSource
+
+            source = DiskSource(self.card, part, root)
         else:
             from medspark.feed.arrow import ArrowSource
 
-            source = ArrowSource(self.card, part, filesystem, root, plan, cache)
+            source = ArrowSource(self.card, part, filesystem, root, None if cache is None else partial(cache.follow, plan))
         return FeedReader(self.card, part, plan, source, Decoder(self.card, workers, augment, seed, bad_rows))
 
 

@@ -21,10 +21,10 @@ import numpy as np
 from pyarrow import fs as pafs
 
 from medspark.errors import BadRequest
-from medspark.feed.arrow import COLUMNS
 from medspark.feed.card import Card
 from medspark.feed.decode import Rows
 from medspark.feed.plan import Piece
+from medspark.feed.rows import BATCHED
 from medspark.feed.stream import checked, targets_of
 
 
@@ -83,7 +83,7 @@ class PetastormSource:
         self._reader = Reader(
             disk,
             self._paths,
-            schema_fields=[f"^{column}$" for column in COLUMNS],
+            schema_fields=[f"^{column}$" for column in BATCHED],
             worker_class=ArrowReaderWorker,
             reader_pool=self._pool,
             shuffle_row_groups=False,

@@ -32,6 +32,11 @@ SCHEMA = pa.schema(
 )
 """Columns of every feed, in this order; the payload last."""
 
+NARROW = ("row_id", "target", "weight")
+PAYLOADS = ("mask", "image")
+BATCHED = (*NARROW, *PAYLOADS)
+"""What a batch is made from; the rest is for people and SQL. Stored without compression: a zstd context a column costs more than a row group's reading."""
+
 ZSTD_LEVEL = 1
 
 

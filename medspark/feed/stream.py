@@ -12,11 +12,12 @@ from typing import Protocol
 import numpy as np
 
 from medspark.feed.card import Card
-from medspark.feed.decode import Decoder, Pending, Rows
+from medspark.feed.decode import Decoder, Pending, Rows, joined
 from medspark.feed.plan import MIX_GROUPS, Piece, Plan, Window
 from medspark.feed.reader import Batch, MissingRows
 
 PIECES_AHEAD = MIX_GROUPS  # row groups that are loaded beyond the window in use: the next window is there when this one is used up
+NO_TARGETS = np.empty((0, 1), np.float32)
 BATCHES_AHEAD = 2  # batches that are decoded while the network works on one: one ready, one in work
 
 
@@ -125,19 +126,21 @@ class FeedReader:
     def _batches(self, windows: Iterator[tuple[Window, list[Rows]]], ahead: _Ahead, rows: int, epoch: int | None) -> Iterator[Batch]:
         """``rows`` rows in batches; a short one at the end where they do not divide."""
         pending: deque[Pending] = deque()
-        held: list[tuple[Rows, int]] = []
+        held, first = Rows((), NO_TARGETS, NO_TARGETS[:, 0], (), ()), 0  # a window's rows in their new order, and how many of them are used
         before_s = ahead.waited_s
         try:
             while rows > 0 or pending:
                 while rows > 0 and len(pending) <= BATCHES_AHEAD:
-                    wanted = min(self.batch_size, rows)
-                    while len(held) < wanted:
-                        window, loaded = next(windows)
-                        flat = [(part, at) for part in loaded for at in range(len(part))]
-                        held += [flat[place] for place in window.order.tolist()]
-                    pending.append(self._decoder.start(held[:wanted], epoch))
-                    del held[:wanted]
+                    wanted, parts = min(self.batch_size, rows), []
                     rows -= wanted
+                    while wanted:
+                        if first == len(held):
+                            window, loaded = next(windows)
+                            held, first = joined(loaded).drawn(window.order), 0
+                        parts.append(held.part(first, min(first + wanted, len(held))))
+                        first += len(parts[-1])
+                        wanted -= len(parts[-1])
+                    pending.append(self._decoder.start(joined(parts), epoch))
                 started = time.perf_counter()
                 batch = pending.popleft().finish()
                 self._waited_decode_s += time.perf_counter() - started
@@ -171,8 +174,7 @@ def checked(rows: Rows, piece: Piece, group_rows: int, where: str) -> Rows:
         raise MissingRows(f"{where}: row group {piece.group} holds {len(rows)} rows, the card says {group_rows}")
     if piece.rows == group_rows:
         return rows
-    taken = slice(piece.start, piece.stop)
-    return Rows(rows.row_ids[taken], rows.targets[taken], rows.weights[taken], rows.masks[taken], rows.images[taken])
+    return rows.part(piece.start, piece.stop)
 
 
 def shares(card: Card, part: str, batch_size: int, rank: int, ranks: int, seed: int) -> Plan:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from medspark.feed.rows import SCHEMA
+from medspark.feed.rows import BATCHED, SCHEMA
 from medspark.feed.sample import Recipe, cut
 from medspark.lake.files import DataFile, locate, statistics
 from medspark.pixels import decode, encode
@@ -212,11 +212,11 @@ class Writer:
 
 
 def new_writer(sink: Any, collected: list[pq.FileMetaData]) -> pq.ParquetWriter:
-    """Payload columns lie as they are, the rest is packed; nothing in the file depends on when or where it was written."""
+    """Columns that batches are made from lie as they are, the rest is packed; nothing in the file depends on when or where it was written."""
     return pq.ParquetWriter(
         sink,
         SCHEMA,
-        compression={leaf: "none" if leaf in ("mask", "image") else "zstd" for leaf in _LEAVES},
+        compression={leaf: "none" if leaf.partition(".")[0] in BATCHED else "zstd" for leaf in _LEAVES},
         use_dictionary=["parent_id", "dataset", "subject_key", "part"],
         write_statistics=_COUNTED,
         metadata_collector=collected,

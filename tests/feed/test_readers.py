@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs as pafs
 
 from medspark.errors import BadRequest
 from medspark.feed.open import Feed, open_feed
@@ -48,21 +49,34 @@ def opened(tmp_path: Path, **options: object) -> tuple[Made, Feed]:
 
 @pytest.mark.parametrize("kind", ["tiles", "slices", "volumes"])
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
-def test_both_kinds_give_equal_true_batches(tmp_path: Path, kind: str, task: str) -> None:
+def test_all_sources_give_equal_true_batches(tmp_path: Path, kind: str, task: str) -> None:
     made, feed = opened(tmp_path, kind=kind, task=task, labels=("disc", "square"))
+    far = (pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), feed.uri)  # read as an object store is
     for rank in range(2):
-        readers: list[Reader] = [feed.reader("train", 4, rank, 2, seed=3, kind=name, workers=2) for name in KINDS]
+        readers: list[Reader] = [
+            feed.reader("train", 4, rank, 2, seed=3, kind=name, workers=2, store=store)
+            for name, store in (("arrow", None), ("arrow", far), ("petastorm", None))
+        ]
         for epoch in (0, 1, 5):
-            arrow, petastorm = (list(reader.epoch(epoch)) for reader in readers)
-            assert len(arrow) == len(petastorm) == readers[0].steps_per_epoch == 5
-            assert all(map(equal, arrow, petastorm))
-            for batch in arrow:
+            disk, *others = (list(reader.epoch(epoch)) for reader in readers)
+            assert len(disk) == readers[0].steps_per_epoch == 5
+            assert all(len(other) == 5 and all(map(equal, disk, other)) for other in others)
+            for batch in disk:
                 assert len(batch) == 4
                 assert_true(batch, made)
-        arrow, petastorm = (list(reader.once()) for reader in readers)
-        assert all(map(equal, arrow, petastorm))
+        disk, *others = (list(reader.once()) for reader in readers)
+        assert all(len(other) == len(disk) and all(map(equal, disk, other)) for other in others)
         for reader in readers:
             reader.close()
+
+
+def test_files_whose_payloads_are_packed_are_read_all_the_same(tmp_path: Path) -> None:
+    made, feed = opened(tmp_path, side=16, parts={"train": 24}, group_rows=4)
+    for path in feed.paths("train"):
+        pq.write_table(pq.read_table(path), path, row_group_size=4, compression="zstd")
+    with closing(feed.reader("train", 4, workers=2)) as reader:
+        for batch in reader.epoch(0):
+            assert_true(batch, made)
 
 
 @pytest.mark.parametrize("kind", KINDS)

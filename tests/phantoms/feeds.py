@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from medspark.feed import rows
 from medspark.feed.card import Card, ImageSpec, PartCounts, PartFile
+from medspark.feed.write import new_writer
 from medspark.keys import rng
 from medspark.pixels.codecs import decode_jpeg, encode
 
@@ -187,7 +188,8 @@ def _counts(labels: Sequence[str], made: Sequence[tuple[dict[str, Any], Sample]]
 
 def write_file(folder: Path, part: str, table: pa.Table, group_rows: int) -> PartFile:
     temporary = folder / "writing"
-    pq.write_table(table, temporary, row_group_size=group_rows, compression="none", use_dictionary=False)
+    with new_writer(str(temporary), []) as writer:
+        writer.write_table(table, row_group_size=group_rows)
     data = temporary.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     temporary.rename(folder / f"{part}-{digest[:16]}.parquet")
