@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from medspark.config import Config
+    from medspark.lake.ingest import Summary
+    from medspark.lake.store import Lake
 
 STARTED = time.monotonic()
 DONE, BUG, BAD_REQUEST, QUARANTINED, UNAVAILABLE = 0, 1, 2, 3, 4
@@ -157,6 +166,46 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     spark.stop()
     too_many = summary.new_sources and summary.rejected_sources / summary.new_sources > settings.quarantine.max_fraction
     return said, QUARANTINED if too_many else UNAVAILABLE if summary.extra.get("unavailable") else DONE
+
+
+def begin(job: str, given: argparse.Namespace, settings: Config, warm: bool = False, once: bool = False) -> tuple[SparkSession, Summary]:
+    """A job's session, and its summary, whose run id its log lines carry from now on.
+
+    warm : starts the Python workers while the driver plans;  once : a failed task is not tried again
+    """
+    from medspark.lake import ingest, logs, session
+
+    logs.configure("", given.log_level)
+    spark = session.build(f"medspark {job}", settings.spark, once=once)
+    if warm:
+        session.warm_workers(spark)
+    summary = ingest.Summary(job, uuid.uuid4().hex[:16], given.lake)
+    logs.configure(summary.run_id, given.log_level)
+    return spark, summary
+
+
+def begun(summary: Summary) -> None:
+    """The job's own work begins here."""
+    summary.stages["start"] = time.monotonic() - STARTED
+
+
+def end(spark: SparkSession, lake: Lake, summary: Summary, dry: bool = False) -> dict[str, Any]:
+    """Records what the job measured of itself, stops the session, and returns the summary line.
+
+    A lake that can only be read keeps no row: jobs that only read it work all the same. ``dry``: nothing may be written
+    """
+    from medspark.errors import BadRequest
+    from medspark.lake import ingest
+    from medspark.lake.files import check_writable
+
+    summary.versions, summary.seconds = dict(summary.versions) or dict(lake.versions), time.monotonic() - STARTED
+    if not dry:
+        with contextlib.suppress(BadRequest):
+            check_writable(lake.uri)
+            ingest.record_kpi(lake, summary)
+    said = summary.json()
+    spark.stop()
+    return said
 
 
 def read_subjects(path: str | None) -> dict[str, str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import time
-import uuid
 from typing import Any
 
-from _entry import STARTED, main, parser
+from _entry import begin, begun, end, main, parser
 
 
 def options() -> argparse.ArgumentParser:
@@ -38,7 +36,7 @@ def options() -> argparse.ArgumentParser:
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     from medspark import config
-    from medspark.lake import card, ingest, logs, quotas, session, splits, sql
+    from medspark.lake import card, quotas, splits, sql
     from medspark.lake.files import check_writable
 
     settings = config.load(given.conf, given.set)
@@ -47,23 +45,16 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     request.check()
     card.must_exist(given.lake)
     check_writable(given.lake)
-    logs.configure("", given.log_level)
-    spark = session.build("medspark assign_splits", settings.spark)
-    summary = ingest.Summary("assign_splits", uuid.uuid4().hex[:16], given.lake)
-    logs.configure(summary.run_id, given.log_level)
+    spark, summary = begin("assign_splits", given, settings)
     lake = sql.opened(spark, given.lake)
     lake.ensure(["splits", "kpi"])
-    summary.stages["start"] = time.monotonic() - STARTED
+    begun(summary)
     with summary.timed("plan"):
         result = splits.assign_splits(lake, request, summary.run_id)
     summary.written["splits"] += sum(result.added.values())
     summary.skipped = sum(result.parts.values()) - sum(result.added.values())
-    summary.versions, summary.seconds = dict(lake.versions), time.monotonic() - STARTED
     summary.extra = {"split": request.name, **result.said()}
-    ingest.record_kpi(lake, summary)
-    said = summary.json()
-    spark.stop()
-    return said
+    return end(spark, lake, summary)
 
 
 if __name__ == "__main__":

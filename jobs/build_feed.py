@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import time
-import uuid
 from typing import Any
 
-from _entry import STARTED, main, parser
+from _entry import begin, begun, end, main, parser
 
 
 def options() -> argparse.ArgumentParser:
@@ -86,32 +84,24 @@ def parse(given: argparse.Namespace) -> Any:
 def run(given: argparse.Namespace) -> dict[str, Any]:
     from medspark import config
     from medspark.feed import build, cohort
-    from medspark.lake import card, ingest, logs, session
+    from medspark.lake import card, logs
     from medspark.lake.files import check_writable
 
     settings = config.load(given.conf, given.set)
     request = parse(given)
     card.must_exist(given.lake)
     check_writable(given.lake)
-    logs.configure("", given.log_level)
-    spark = session.build("medspark build_feed", settings.spark)
-    session.warm_workers(spark)
-    summary = ingest.Summary("build_feed", uuid.uuid4().hex[:16], given.lake)
-    logs.configure(summary.run_id, given.log_level)
+    spark, summary = begin("build_feed", given, settings, warm=True)
     lake, tables = cohort.opened(spark, given.lake, request)
     lake.ensure(["kpi"])
-    summary.stages["start"] = time.monotonic() - STARTED
+    begun(summary)
     outcome = build.Build(lake, request, tables, summary.run_id, summary.timed, logs.Progress("build_feed")).run()
     rows = sum(part.rows for part in outcome.card.parts.values())
     summary.written[f"feeds/{request.name}"] += rows if outcome.changed else 0
     summary.skipped = 0 if outcome.changed else rows
     summary.images = sum(part.images for part in outcome.card.parts.values())
-    summary.versions, summary.seconds = dict(lake.versions), time.monotonic() - STARTED
     summary.extra = outcome.said()
-    ingest.record_kpi(lake, summary)
-    said = summary.json()
-    spark.stop()
-    return said
+    return end(spark, lake, summary)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ import argparse
 import sys
 import tempfile
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
-from _entry import BUG, STARTED, main, parser
+from _entry import BUG, STARTED, begin, begun, main, parser
 
 
 def options() -> argparse.ArgumentParser:
@@ -54,17 +53,15 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     model = predictor.load(found.folder)
     evaluate.check(feed.card, model)
 
-    from medspark.lake import kpi, session
+    from medspark.lake import kpi
     from medspark.lake.evaluations import Evaluations
-    from medspark.lake.ingest import Summary, record_kpi
+    from medspark.lake.ingest import record_kpi
     from medspark.lake.store import Lake
 
-    summary = Summary("evaluate", uuid.uuid4().hex[:16], given.lake)
-    logs.configure(summary.run_id, given.log_level)
     progress = logs.Progress("evaluate")
-    spark = session.build("medspark evaluate", settings.spark)
+    spark, summary = begin("evaluate", given, settings)
     lake = Lake(spark, given.lake)
-    summary.stages["start"] = time.monotonic() - STARTED
+    begun(summary)
     rows = Evaluations(lake, summary.run_id)
     spacing = evaluate.spacing_of_series(lake, feed.card)
     request = evaluate.Request(found.uri, given.part, given.seed, given.replicates, spacing, Objects(lake, feed.card))

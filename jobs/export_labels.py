@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
-from _entry import DONE, QUARANTINED, STARTED, main, parser
+from _entry import DONE, QUARANTINED, begin, begun, end, main, parser
 
 FORMATS = ("seg", "coco", "geojson", "nifti", "png")
 
@@ -25,32 +23,27 @@ def options() -> argparse.ArgumentParser:
 
 def run(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from medspark import config
-    from medspark.lake import card, export, logs, session, sql
-    from medspark.lake.ingest import Summary
+    from medspark.lake import card, export, sql
 
     settings = config.load(given.conf, given.set)
     request = export.Request(given.query, given.format, given.out, given.overwrite)
     request.check()
     key = card.must_exist(given.lake)
     restore = originals(settings, key, given.format) if given.original_uids else None
-    logs.configure("", given.log_level)
-    spark = session.build("medspark export_labels", settings.spark)
-    summary = Summary("export_labels", uuid.uuid4().hex[:16], given.lake)
-    logs.configure(summary.run_id, given.log_level)
+    spark, summary = begin("export_labels", given, settings)
     lake = sql.register(spark, given.lake)
     if not lake.exists("labels"):
         from medspark.errors import BadRequest
 
         raise BadRequest(f"--lake {given.lake}: holds no labels yet")
-    summary.stages["start"] = time.monotonic() - STARTED
+    begun(summary)
     with summary.timed("explode"):
         result = export.export(lake, request, restore)
     summary.versions = {"labels": int(lake.snapshot("labels").version())}
-    summary.rejected, summary.seconds = result.rejected, time.monotonic() - STARTED
+    summary.rejected, summary.images = result.rejected, result.parents - result.rejected
     summary.extra = {"out": given.out, "format": given.format, "files": result.files, "label_rows": result.label_rows, **result.said()}
-    spark.stop()
     too_many = result.parents and result.rejected / result.parents > settings.quarantine.max_fraction
-    return summary.json(), QUARANTINED if too_many else DONE
+    return end(spark, lake, summary), QUARANTINED if too_many else DONE
 
 
 def originals(settings: Any, fingerprint: str, format: str) -> Callable[[bytes, str], bytes] | None:

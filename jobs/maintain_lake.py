@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from typing import Any
 
-from _entry import DONE, QUARANTINED, STARTED, main, parser
+from _entry import DONE, QUARANTINED, begun, end, main, parser
 
 DAMAGED = QUARANTINED  # status 3: done, and somebody has to look at the data
 
@@ -44,13 +43,12 @@ def upkeep(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     logs.configure("", given.log_level)
     spark = session.build("medspark maintain_lake", settings.spark)
     about = {"progress": logs.Progress("maintain_lake"), "say": say, "key_path": settings.deid.key_path(), "tracked": TrackedRuns}
-    run = maintain.Maintenance(Lake(spark, given.lake), request, settings.ingest.lease_s, **about)
+    lake = Lake(spark, given.lake)
+    run = maintain.Maintenance(lake, request, settings.ingest.lease_s, **about)
     logs.configure(run.run_id, given.log_level)
-    run.summary.stages["start"] = time.monotonic() - STARTED
+    begun(run.summary)
     summary = run.run()
-    summary.seconds = time.monotonic() - STARTED
-    spark.stop()
-    return summary.json(), DAMAGED if summary.extra.get("verified", {}).get(maintain.DAMAGED) else DONE
+    return end(spark, lake, summary, given.dry_run), DAMAGED if summary.extra.get("verified", {}).get(maintain.DAMAGED) else DONE
 
 
 def say(line: str) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from _entry import DONE, QUARANTINED, STARTED, main, parser
+from _entry import DONE, QUARANTINED, STARTED, begin, begun, main, parser
 
 
 def options() -> argparse.ArgumentParser:
@@ -55,14 +54,12 @@ def run(given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     found = models.find(given.model, store)
     apply.applied(found.folder, found.uri, given.overlap)  # refused before Spark starts, if at all
 
-    from medspark.lake import kpi, predict, session, sql
-    from medspark.lake.ingest import Summary, record_kpi
+    from medspark.lake import kpi, predict, sql
+    from medspark.lake.ingest import record_kpi
 
-    summary = Summary("predict", uuid.uuid4().hex[:16], given.lake)
-    logs.configure(summary.run_id, given.log_level)
-    spark = session.build("medspark predict", settings.spark)
+    spark, summary = begin("predict", given, settings)
     lake = sql.register(spark, given.lake)
-    summary.stages["start"] = time.monotonic() - STARTED
+    begun(summary)
     if feed is None:
         cohort = sql.query(spark, given.query)
     else:

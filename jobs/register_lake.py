@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import time
-import uuid
 from typing import Any
 
-from _entry import STARTED, parser
+from _entry import begin, begun, end, parser
 from _entry import main as run
 
 
@@ -19,25 +17,18 @@ def options() -> argparse.ArgumentParser:
 
 def register(given: argparse.Namespace) -> dict[str, Any]:
     from medspark import config
-    from medspark.lake import logs, session
     from medspark.lake import register as catalogue
-    from medspark.lake.ingest import Summary
     from medspark.lake.sql import opened
     from medspark.lake.store import Lake
 
     settings = config.load(given.conf, given.set)
     catalogue.check(given.database)
-    uri = opened(None, given.lake).uri
-    summary = Summary("register_lake", uuid.uuid4().hex[:16], uri)
-    logs.configure(summary.run_id, given.log_level)
-    spark = session.build("medspark register_lake", settings.spark)
-    summary.stages["start"] = time.monotonic() - STARTED
+    given.lake = opened(None, given.lake).uri
+    spark, summary = begin("register_lake", given, settings)
+    begun(summary)
     lake = Lake(spark, given.lake)
     with summary.timed("commit"):
         done = catalogue.register(spark, lake, given.database)
-    spark.stop()
-    summary.seconds = time.monotonic() - STARTED
-    summary.versions = dict(lake.versions)
     summary.extra = {
         "database": given.database,
         "tables": list(done.tables),
@@ -45,7 +36,7 @@ def register(given: argparse.Namespace) -> dict[str, Any]:
         "absent": list(done.absent),
         "kept": str(done.kept) if done.kept else "the metastore",
     }
-    return summary.json()
+    return end(spark, lake, summary)
 
 
 def main() -> None:
