@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(BUG) from None
         finally:
             reader.close()
-    progress(f"evaluate: {result.images} images of {result.subjects} subjects\n{result.said(feed.card.within_subject)}")
+    progress(f"evaluate: {result.counted()}\n{result.said(feed.card.within_subject)}")
     with summary.timed("commit"):
         rows.commit(found.uri, feed.name, feed.version, given.part)
         folder = evaluate_said.keep_pictures(lake, summary.run_id, result)

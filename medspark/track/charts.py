@@ -10,7 +10,7 @@ from html import escape
 COLOURS = ("#0b6fb8", "#d1495b", "#2e933c", "#8e5ea2", "#e08e45", "#3aa6a0", "#7a5230", "#55606e", "#b0a01e", "#c2489c")
 """Told apart also by people with red-green blindness up to the sixth; further runs begin again, dashed."""
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 30  # room for the axes' words
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 10, 30  # room for the axes' words
 TICKS = 4
 MOST_POINTS = 400  # of a curve: more than the drawing has pixels; further ones are averaged
 ROW_PX = 22  # of one interval

@@ -266,7 +266,7 @@ def repeated(runs: Sequence[Shown], found: Mapping[str, Sequence[Interval]]) -> 
         if len(places) < 2:
             continue
         values = {name: [one.value for one in drawn if one.place in places] for name, drawn in found.items()}
-        of_runs = f"mean of {len(places)} seeds, first {runs[places[0]].name}"
+        of_runs = f"mean of {len(places)} seeds (lowest to highest), first {runs[places[0]].name}"
         said[of_runs] = {name: _ranged(sum(some) / len(some), min(some), max(some)) for name, some in values.items() if some}
     return said
 

@@ -47,6 +47,9 @@ class Result:
     images: int = 0
     subjects: int = 0
 
+    def counted(self) -> str:
+        return f"{self.images} image{'s' * (self.images != 1)} of {self.subjects} subject{'s' * (self.subjects != 1)}"
+
     def said(self, within_subject: bool) -> str:
         """A table for people."""
         mark = "WITHIN-SUBJECT: training and test share subjects; do not compare with results on new subjects\n" if within_subject else ""
@@ -77,7 +80,7 @@ class Work:
 
     @property
     def title(self) -> str:
-        return f"{self.feed.name}@{self.feed.version}, {self.request.part}: {self.result.images} images of {self.result.subjects} subjects"
+        return f"{self.feed.name}@{self.feed.version}, {self.request.part}: {self.result.counted()}"
 
     @property
     def thresholds(self) -> list[float]:

@@ -64,8 +64,8 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together() -> None:
     three = [shown(f"s{seed}", params={"rate": "0.1", "seed": str(seed)}, metrics={"test/dice": 0.7 + 0.1 * seed}) for seed in range(3)]
     other = shown("other", params={"rate": "0.2", "seed": "0"})
     found = page.repeated([*three, other], page.results([*three, other]))
-    assert found == {"mean of 3 seeds, first s0": {"test/dice": "0.8<br><small>0.7 to 0.9</small>"}}
-    assert "<td>mean of 3 seeds, first s0</td><td>0.8<br>" in page.html("x", [*three, other])
+    assert found == {"mean of 3 seeds (lowest to highest), first s0": {"test/dice": "0.8<br><small>0.7 to 0.9</small>"}}
+    assert "<td>mean of 3 seeds (lowest to highest), first s0</td><td>0.8<br>" in page.html("x", [*three, other])
     assert page.repeated([three[0], other], page.results([three[0], other])) == {}
 
 
