@@ -99,7 +99,11 @@ def parse(record: Mapping[str, Any], predictor: Predictor) -> tuple[np.ndarray, 
         raise BadRequest("expected either image (JPEG or PNG, base64) or pixels (nested lists)")
     stored = _decoded(image, recipe) if image is not None else _numbers(pixels, recipe)
     spacing = _given(record, "pixel_spacing_mm")
-    row: dict[str, Any] = {"pixel_spacing_mm": None if spacing is None else [float(side) for side in spacing]}
+    row: dict[str, Any] = {"pixel_spacing_mm": None if spacing is None else _spacing(spacing)}
+    if recipe.spacing_mm is not None and spacing is None:
+        raise BadRequest(
+            f"pixel_spacing_mm is missing: this model resamples images to {recipe.spacing_mm[0]:g} x {recipe.spacing_mm[1]:g} mm a pixel"
+        )
     planes = _planes(stored, recipe)
     return recipe.values(planes, [row] * len(planes)), stored.shape[: len(predictor.image.space)]
 
@@ -118,7 +122,7 @@ def recipe_of(predictor: Predictor) -> Recipe:
 def records(data: Any) -> list[dict[str, Any]]:
     """Records of what MLflow hands over: a data frame, a list of records, one record, or columns of lists."""
     if hasattr(data, "to_dict"):
-        rows = [dict(record) for record in data.to_dict("records")]
+        rows = [dict(record) for record in data.to_dict("records")] or [{}] * len(data)  # without a column that MLflow knows it leaves none
         # {"inputs": {"image": [...]}} reaches a model as one row whose cell holds the whole column
         return [{"image": one} for one in rows[0]["image"]] if len(rows) == 1 and isinstance(rows[0].get("image"), np.ndarray) else rows
     if isinstance(data, np.ndarray) and data.dtype != object:
@@ -130,6 +134,16 @@ def records(data: Any) -> list[dict[str, Any]]:
             return [dict(columns)]
         return [dict(zip(columns, values)) for values in zip(*columns.values(), strict=True)]
     return [dict(record) for record in data]
+
+
+def _spacing(given: Any) -> list[float]:
+    try:
+        row, col = (float(side) for side in given)
+    except (TypeError, ValueError):
+        raise BadRequest("pixel_spacing_mm: expected [row, column] in mm") from None
+    if not (0 < row < np.inf and 0 < col < np.inf):
+        raise BadRequest(f"pixel_spacing_mm [{row:g}, {col:g}]: expected two lengths above 0")
+    return [row, col]
 
 
 def _given(record: Mapping[str, Any], name: str) -> Any:

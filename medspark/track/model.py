@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -201,9 +202,21 @@ def requirements() -> list[str]:
 # ---- serving
 
 
+class OverMlflow(Served):
+    """Says what is wrong with a record in the answer's message: of other errors MLflow's server tells the stack alone."""
+
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return super().predict(data, params)
+        except BadRequest as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
 def served(path: str, predictor: Predictor) -> Served:
     """What ``_load_pyfunc`` returns: answers requests, and notes when the model answered its first one (TTMIP)."""
-    return Served(predictor, lambda: threading.Thread(target=note_first, args=(Path(path),), daemon=True).start())
+    return OverMlflow(predictor, lambda: threading.Thread(target=note_first, args=(Path(path),), daemon=True).start())
 
 
 def note_first(path: Path) -> float | None:

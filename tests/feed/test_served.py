@@ -118,6 +118,15 @@ def test_measured_values_and_slices() -> None:
     spaced = replace(Threshold(), recipe={"spacing_mm": [1.0, 1.0]})
     values, size = parse({"pixels": half(32, 32).tolist(), "pixel_spacing_mm": [0.5, 0.5]}, spaced)
     assert values.shape == (16, 16, 1) and size == (32, 32)
+    for spacing, said in (
+        ({}, "pixel_spacing_mm is missing: .* 1 x 1 mm"),
+        ([0.5], "expected .row"),
+        ("a", "expected .row"),
+        ([0.5, 0], "above 0"),
+    ):
+        record = {"pixels": half(32, 32).tolist(), **({} if spacing == {} else {"pixel_spacing_mm": spacing})}
+        with pytest.raises(BadRequest, match=said):
+            parse(record, spaced)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +148,12 @@ def test_measured_values_and_slices() -> None:
 def test_what_is_refused(record: dict[str, Any], said: str) -> None:
     with pytest.raises(BadRequest, match=said):
         answers(Threshold(), [{"pixels": half(16, 16).tolist()}, record])
+
+
+def test_a_frame_without_a_known_column_is_refused() -> None:
+    """MLflow strikes columns that the signature does not name, and leaves rows without any."""
+    with pytest.raises(BadRequest, match="record 0: expected either image"):
+        answers(Threshold(), records(pd.DataFrame(index=range(2))))
 
 
 def test_records_of_all_forms() -> None:
