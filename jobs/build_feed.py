@@ -24,6 +24,9 @@ def options() -> argparse.ArgumentParser:
     job.add_argument("--unlabelled", default="skip", choices=("skip", "negative"), help="what an image without any row of these labels is")
     job.add_argument("--label-sources", default="annotation,reader,consensus", metavar="A,B", help="whose rows of labels are truth")
     job.add_argument("--label-where", default="", metavar="SQL", help="a condition on rows of labels, as in \"annotator = '...'\"")
+    job.add_argument(
+        "--inherit", default="", metavar="series,slide", help="images share the labels of their series or slide as a whole (classification)"
+    )
     job.add_argument("--crop", metavar="PX|ROWSxCOLS", help="cuts crops of this size (empty: whole images)")
     job.add_argument("--stride", metavar="PX|ROWSxCOLS", help="from crop to crop (empty: the crop's size)")
     job.add_argument("--size", metavar="PX|ROWSxCOLS", help="resamples whole images to this size")
@@ -61,6 +64,7 @@ def parse(given: argparse.Namespace) -> Any:
         unlabelled=given.unlabelled,
         label_sources=request.words(given.label_sources),
         label_where=given.label_where,
+        inherit=request.words(given.inherit),
         crop=sides("--crop", given.crop, 2),
         stride=sides("--stride", given.stride, 2),
         size=sides("--size", given.size, 2),

@@ -152,6 +152,10 @@ class Build:
         named = mapped(found, request.classes)
         labels = request.labels or tuple(sorted(set(named.values())))
         if not labels:
+            if request.task == "classification" and (targets := [one for one in cohort.labelled_parents() if one not in request.inherit]):
+                raise BadRequest(
+                    f"no image of --query has a label of its own, its {' and '.join(targets)} has: see --inherit {','.join(targets)}"
+                )
             raise BadRequest("no image of --query has a positive label that counts; see --labels, --label-sources, --label-where")
         missing = sorted(set(labels) - set(named.values()))
         if missing:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from medspark.errors import BadRequest
 from medspark.feed import leaks
-from medspark.feed.request import Request
+from medspark.feed.request import PARENTS, Request
 from medspark.feed.truth import BACKGROUND
 from medspark.lake import sql
 from medspark.lake.files import PRIVATE, locate
@@ -26,6 +26,8 @@ from medspark.tables.catalog import TABLES
 from medspark.tables.names import plain_name
 
 IMAGES = ("slices", "tiles", "photos")
+TRUTH = "image_id, parent_id, label_row_id, label, role, rows, cols, area_px, mask_codec, threshold, mask"
+"""What of a row of ``labels`` matters to `truth`."""
 ALWAYS = ("pixels", "labels", "splits", *IMAGES, "series")
 """Tables that every feed reads, beside those that its query names."""
 ENGINE = ("claims", "kpi")  # change with every job and belong to no cohort
@@ -205,13 +207,29 @@ class Cohort:
 
     def truth_rows(self) -> None:
         """``_truth``: rows of ``labels`` on images that count, before classes are chosen."""
+        self._counting().createOrReplaceTempView("_counting")
+        own = f"SELECT {TRUTH} FROM _counting WHERE image_id IS NOT NULL"
+        if self.request.inherit:
+            shared = ", ".join(f"{'i' if name in ('image_id', 'parent_id') else 'c'}.{name}" for name in TRUTH.split(", "))
+            own += f" UNION ALL SELECT {shared} FROM _counting c JOIN _all_images i ON i.parent_id = c.target_id WHERE c.target IN ({self._inherited()})"
+        self._view("_truth", own)
+
+    def _counting(self) -> Any:
+        """Rows of ``labels`` that count, whatever they stand on."""
         sources = ", ".join(quoted(word) for word in self.request.label_sources)
         where = f" AND ({self.request.label_where})" if self.request.label_where else ""
-        sql.query(
-            self.lake.spark,
-            "SELECT image_id, parent_id, label_row_id, label, role, rows, cols, area_px, mask_codec, threshold, mask FROM labels"
-            f" WHERE image_id IS NOT NULL AND source IN ({sources}){where}",
-        ).createOrReplaceTempView("_truth")
+        return sql.query(self.lake.spark, f"SELECT target, target_id, {TRUTH} FROM labels WHERE source IN ({sources}){where}")
+
+    def _inherited(self) -> str:
+        return ", ".join(quoted(target) for target in self.request.inherit)
+
+    def labelled_parents(self) -> list[str]:
+        """Targets of `PARENTS` of which one that holds images of the cohort has a positive label of its own."""
+        rows = self._run(
+            "SELECT DISTINCT c.target FROM _counting c LEFT SEMI JOIN _parted p ON p.parent_id = c.target_id"
+            f" WHERE c.role = 'positive' AND c.target IN ({', '.join(map(quoted, PARENTS))})"
+        ).collect()
+        return sorted(row.target for row in rows)
 
     def label_names(self) -> list[str]:
         """Positive labels of the cohort's images, sorted; of masks only, where truth is by pixel."""

@@ -17,11 +17,15 @@ TRUTH_SOURCES = ("annotation", "reader", "consensus")
 """Rows of ``labels`` that count as truth unless --label-sources says otherwise: what models and generators said does not."""
 RUNS = 16  # input groups that an output group draws from: 48 MB of encoded pixels in a task
 MOST_CONTEXT = 16  # slices on either side
+PARENTS = ("series", "slide")  # whose labels images may inherit
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options, typed. ``crop``, ``stride``, ``size``: (rows, cols); ``volume``: (slices, rows, cols); ``window``: (centre, width), raw or auto."""
+    """The options, typed. ``crop``, ``stride``, ``size``: (rows, cols); ``volume``: (slices, rows, cols); ``window``: (centre, width), raw or auto.
+
+    inherit : targets of ``labels`` (series, slide) whose labels their images share
+    """
 
     name: str
     query: str
@@ -33,6 +37,7 @@ class Request:
     unlabelled: Literal["skip", "negative"] = "skip"
     label_sources: tuple[str, ...] = TRUTH_SOURCES
     label_where: str = ""
+    inherit: tuple[str, ...] = ()
     crop: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
@@ -79,6 +84,10 @@ class Request:
         for option, names in (("--label-sources", self.label_sources), ("--thin", self.thinned)):
             if not names or not all(map(plain_name, names)):
                 raise BadRequest(f"{option} {','.join(names)}: expected names, separated by commas")
+        if unknown := sorted(set(self.inherit) - set(PARENTS)):
+            raise BadRequest(f"--inherit {unknown[0]}: expected {' or '.join(PARENTS)}, or both")
+        if self.inherit and self.task != "classification":
+            raise BadRequest("--inherit belongs to --task classification: a label of a whole series or slide says nothing of a pixel")
         if BACKGROUND in self.labels or len(set(self.labels)) != len(self.labels):
             raise BadRequest("--labels: expected different names, none of them empty")
         if self.exclusive == "yes" and self.labels and len(self.labels) < 2:
@@ -89,7 +98,7 @@ class Request:
         plain = {
             name: getattr(self, name)
             for name in (
-                "crop stride size spacing_mm context volume window classes exclusive unlabelled label_sources label_where "
+                "crop stride size spacing_mm context volume window classes exclusive unlabelled label_sources label_where inherit "
                 "negatives_per_positive thinned weights part_by"
             ).split()
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from medspark.errors import BadRequest
+from medspark.labels.kind import labels_kind
 from medspark.pixels import decode
 from tests.feed import lakes
 from tests.lake import harness
@@ -110,6 +112,29 @@ def test_classes_of_whole_images_and_equal_pictures(spark: Any, filled: Path) ->
     by_class = [sum(row["weight"] for row in train if row["target"][place] == 1) for place in (0, 1)]
     assert math.isclose(by_class[0], by_class[1], rel_tol=1e-6) and math.isclose(sum(by_class), len(train), rel_tol=1e-6)
     assert all(row["weight"] == 1.0 for row in table if row["part"] != "train")
+
+
+def test_images_share_their_series_labels_only_where_that_is_asked_for(spark: Any, filled: Path, tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    shutil.copytree(filled, lake)
+    series = sorted({(row["series_id"], row["dataset"]) for row in harness.rows(lake, "slices")})
+    said = {one: "bleeding" if number < 2 else "clear" for number, (one, _) in enumerate(series[:4])}
+    path = tmp_path / "findings.csv"
+    path.write_text("image,label\n" + "".join(f"{one},{label}\n" for one, label in said.items()))
+    harness.run(spark, lake, [path], labels_kind("csv", None, None, explicit_dataset=False))
+    asked = {"query": CT, "task": "classification", "labels": ("bleeding",), "classes": {"clear": ""}, "name": "series"}
+    with pytest.raises(BadRequest, match="no image of the cohort shows bleeding"):
+        lakes.feed(spark, lake, **asked)
+    with pytest.raises(BadRequest, match="its series has: see --inherit series"):
+        lakes.feed(spark, lake, **{**asked, "labels": (), "label_where": "label <> 'nodule'"})
+    card = lakes.feed(spark, lake, **asked, inherit=("series", "slide")).card
+    rows = lakes.rows(lake, "series").to_pylist()
+    assert {row["parent_id"] for row in rows} == set(said) and len(rows) == 4 * lakes.SLICES
+    assert all(row["target"] == [1.0 if said[row["parent_id"]] == "bleeding" else 0.0] for row in rows)
+    assert card.options["inherit"] == ["series", "slide"]
+    for wrong in ({"inherit": ("series",), "task": "segmentation"}, {"inherit": ("patient",)}):
+        with pytest.raises(BadRequest, match="--inherit"):
+            lakes.feed(spark, lake, **{**asked, **wrong})
 
 
 def test_tiles_pass_through_and_negatives_are_thinned(spark: Any, filled: Path) -> None:
