@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from pyarrow import fs as pafs
 from medspark.feed.card import Card, PartFile
 from medspark.feed.decode import Rows
 from medspark.feed.plan import Piece
+from medspark.feed.reader import MissingRows
 from medspark.feed.rows import BATCHED, NARROW, PAYLOADS
 from medspark.feed.stream import checked, targets_of
 
@@ -57,13 +59,28 @@ class ArrowSource:
 
     def read(self, file: int, group: int) -> pa.Table:
         """A row group from the feed's own store."""
-        with self._open(file) as stream:
-            read = pq.ParquetFile(stream, metadata=self.footer(file), pre_buffer=self._far)
+        footer = self.footer(file)
+        with self._damage_named(file), self._open(file) as stream:
+            read = pq.ParquetFile(stream, metadata=footer, pre_buffer=self._far)
             return read.read_row_group(group, list(BATCHED), use_threads=False)
 
     def _read_footer(self, file: int) -> pq.FileMetaData:
-        with self._open(file) as stream:
+        with self._damage_named(file), self._open(file) as stream:
             return pq.read_metadata(stream)
+
+    @contextmanager
+    def _damage_named(self, file: int) -> Iterator[None]:
+        """A store that fails is an OSError; a file that is not what it was, a `MissingRows`."""
+        listed = self._files[file]
+        try:
+            yield
+        except FileNotFoundError:
+            raise MissingRows(f"{listed.path} is gone: build the feed again") from None
+        except pa.ArrowInvalid as error:
+            size = self._filesystem.get_file_info(f"{self._root}/{listed.path}").size
+            raise MissingRows(
+                f"{listed.path} is damaged ({error}; {size} bytes, the card says {listed.bytes}): build the feed again"
+            ) from None
 
     def _open(self, file: int) -> pa.NativeFile:
         return self._filesystem.open_input_file(f"{self._root}/{self._files[file].path}")

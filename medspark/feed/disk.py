@@ -70,7 +70,7 @@ class DiskSource:
                 [stored(*place) for place in pages.places(opened, *at["image"], count)],
             )
         except ValueError as error:
-            raise MissingRows(f"{path}: row group {group} is damaged: {error}") from None
+            raise MissingRows(f"{path}: row group {group} is damaged ({error}): build the feed again") from None
 
     def metrics(self) -> Mapping[str, float]:
         return {}

@@ -16,6 +16,7 @@ from medspark.labels.kind import labels_kind
 from medspark.pixels import decode
 from tests.feed import lakes
 from tests.lake import harness
+from tests.lake.patients import upkeep
 
 pytestmark = pytest.mark.spark
 CT = "SELECT image_id FROM slices WHERE modality = 'CT'"
@@ -165,6 +166,20 @@ def test_whole_small_volumes(spark: Any, filled: Path) -> None:
         drawn, known = lakes.masks(card, row)
         assert known[:8].all() and not known[8:].any()
         assert drawn[0].sum() == drawn[0][lakes.NODULE].sum() == 3 * 6 * 9
+
+
+def test_a_feed_is_verified_by_its_checksums(spark: Any, filled: Path, tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    shutil.copytree(filled, lake)
+    lakes.feed(spark, lake, query=PHOTOS, labels=("class_1",), name="kept")
+    lines: list[str] = []
+    assert upkeep(spark, lake, lines, verify_share=1.0)["verified"]["damaged"] == []
+    path = next((lake / "feeds" / "kept").glob("*.parquet"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    said = upkeep(spark, lake, lines, verify_share=1.0)["verified"]["damaged"]
+    assert [(one["table"], one["file"]) for one in said] == [("feeds/kept", path.name)] and "the feed's card lists" in said[0]["what"]
 
 
 def test_leaks_stop_the_build(spark: Any, filled: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -182,6 +183,24 @@ def test_missing_rows_are_noticed(tmp_path: Path, kind: str) -> None:
     with pytest.raises(MissingRows, match="holds 7 rows, the card says 8"):
         list(reader.epoch(0))
     reader.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "is gone"),
+        (lambda path: path.write_bytes(b""), "is damaged .*; 0 bytes, the card says"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged .* bytes, the card says"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-4] + b"????"), "is damaged"),
+    ],
+)
+@pytest.mark.parametrize("far", [False, True])
+def test_a_file_that_is_not_what_it_was_is_named(tmp_path: Path, damage: Callable[[Path], object], said: str, far: bool) -> None:
+    _, feed = opened(tmp_path)
+    damage(Path(feed.paths("train")[0]))
+    store = (pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), feed.uri) if far else None
+    with closing(feed.reader("train", 4, store=store)) as reader, pytest.raises(MissingRows, match=f"train-.*{said}.*build the feed again"):
+        list(reader.epoch(0))
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ that its commit named.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError
 """What Arrow's reader raises on bytes that are not what they were."""
 MASKS = {"labels": "label_row_id", "planes": "plane_id"}
 BATCH_ROWS = 4_096
+HASH_BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,13 @@ class Damage:
 
 @dataclass(frozen=True)
 class Asked:
-    """A file as its commit named it. ``share`` : of its row groups to read, 0 to 1; ``draw`` : (row group) -> [0, 1), which ones."""
+    """A file as its commit named it.  sha256 : of all its bytes, as a feed's card lists it; empty where nothing does"""
 
     table: str
     path: str
     size: int
     rows: int
+    sha256: str = ""
 
 
 def check(filesystem: pafs.FileSystem, folder: str, asked: Asked, chosen: Callable[[int], bool]) -> Iterator[Damage | int]:
@@ -55,6 +58,9 @@ def check(filesystem: pafs.FileSystem, folder: str, asked: Asked, chosen: Callab
         return
     if info.size != asked.size:
         yield bad(f"the file has {info.size} bytes, its commit says {asked.size}")
+    if asked.sha256:
+        yield from _whole(filesystem, path, asked, bad, chosen)
+        return
     try:
         stream = filesystem.open_input_file(path)
         file = pq.ParquetFile(stream)
@@ -73,6 +79,26 @@ def check(filesystem: pafs.FileSystem, folder: str, asked: Asked, chosen: Callab
                     yield bad(what, keys)
                 checked += rows
         yield checked
+
+
+def _whole(
+    filesystem: pafs.FileSystem, path: str, asked: Asked, bad: Callable[[str], Damage], chosen: Callable[[int], bool]
+) -> Iterator[Damage | int]:
+    """A file that is known by its bytes: all of them, or none where it is not in the sample."""
+    if not chosen(0):
+        yield 0
+        return
+    digest = hashlib.sha256()
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            while block := stream.read(HASH_BLOCK):
+                digest.update(block)
+    except UNREADABLE as error:
+        yield bad(f"it cannot be read ({type(error).__name__})")
+        return
+    if digest.hexdigest() != asked.sha256:
+        yield bad("its bytes are not those that the feed's card lists; build the feed again")
+    yield asked.rows
 
 
 def _payload(file: pq.ParquetFile, group: int) -> Iterator[tuple[str, tuple[str, ...]]]:

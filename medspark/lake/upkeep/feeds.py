@@ -31,6 +31,12 @@ def feeds(lake: Lake) -> list[str]:
     return sorted(name for name in names if lake.exists(name))
 
 
+def checksums(lake: Lake, name: str) -> dict[str, str]:
+    """file -> sha256, as the card in the table's properties lists them; none where the table has no card."""
+    text = lake.snapshot(name).metadata().configuration.get(CARD)
+    return {} if text is None else {file["path"]: file["sha256"] for file in json.loads(text)["files"]}
+
+
 def remove(lake: Lake, name: str, subject: str, images: set[str], ids: set[str], batch_id: str) -> bool:
     """Removes the subject from a feed, row groups as they were; its card follows in the same commit. Whether it held any.
 

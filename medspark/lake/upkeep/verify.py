@@ -1,4 +1,5 @@
-"""Verifies a lake: every file there and readable, every payload with its checksum, every mask with its size, every image with its pixels.
+"""Verifies a lake: every file there and readable, every payload and every file of a feed with its checksum, every mask with its size, every image
+with its pixels.
 
 Damage is listed, never repaired here. For damaged payload the list (`damage`) is kept in the lake; the next ingest of the originals under the
 same settings makes just those images again (`mend`).
@@ -23,6 +24,7 @@ from medspark.lake.session import cores
 from medspark.lake.store import Lake
 from medspark.lake.upkeep import damage
 from medspark.lake.upkeep.check import UNREADABLE, Asked, Damage, check
+from medspark.lake.upkeep.feeds import checksums, feeds
 from medspark.tables.work import SourceFile
 
 TABLES_CHECKED = ("sources", *DATA)
@@ -64,13 +66,16 @@ class Verified:
 
 
 def listed(lake: Lake) -> list[Asked]:
-    """The files of the current versions."""
-    return [
-        Asked(table, action["relative"], action["size_bytes"], action["num_records"])
-        for table in TABLES_CHECKED
-        if lake.exists(table)
-        for action in lake.actions(table)
-    ]
+    """The files of the current versions, those of feeds with the checksums that their cards list."""
+    found = []
+    for table in [*TABLES_CHECKED, *feeds(lake)]:
+        if lake.exists(table):
+            sums = checksums(lake, table) if table not in TABLES_CHECKED else {}
+            found += [
+                Asked(table, action["relative"], action["size_bytes"], action["num_records"], sums.get(action["relative"], ""))
+                for action in lake.actions(table)
+            ]
+    return found
 
 
 @dataclass(frozen=True)
