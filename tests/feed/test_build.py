@@ -84,12 +84,17 @@ def test_the_same_inputs_give_the_same_bytes_and_another_seed_another_order(spar
     other = lakes.feed(spark, filled, **asked, seed=1)
     assert other.changed and other.version == first.version + 1 and other.card.to_json() != first.card.to_json()
     assert [file.path for file in other.card.files] == [action["relative"] for action in sorted_actions(filled)]
-    assert {file.sha256 for file in other.card.files_of("train")} != {file.sha256 for file in first.card.files_of("train")}
     # Photos without an outline are left out, since nobody said that they show nothing.
     assert sum(part.rows for part in first.card.parts.values()) == lakes.OUTLINED
     shown = [row for row in lakes.rows(filled, "again").to_pylist()]
     assert all(lakes.masks(other.card, row)[0].any() for row in shown)
     assert other.card.image.shape == (*lakes.PHOTO, 3) and other.card.image.dtype == "uint8"
+    orders = {file.sha256 for card in (first.card, other.card) for file in card.files_of("train")}
+    for seed in (2, 3, 4):  # few rows: two seeds may shuffle them alike, since ids depend on where the files lie
+        orders |= (
+            {file.sha256 for file in lakes.feed(spark, filled, **asked, seed=seed).card.files_of("train")} if len(orders) < 2 else set()
+        )
+    assert len(orders) > 1
 
 
 def sorted_actions(lake: Path) -> list[dict[str, Any]]:

@@ -76,6 +76,24 @@ def test_groups_are_stretches_that_no_other_file_reaches_into(seed: int) -> None
         assert not any(overlapping([ends, file]) and file.path not in moved for file in outside)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_what_was_laid_out_is_at_rest(seed: int) -> None:
+    chance = random.Random(seed)
+    found = []
+    for place in range(chance.randint(2, 12)):
+        ends = sorted(f"{chance.randint(0, 60):02d}" for _ in range(2))
+        found.append(laid(str(place), ends[0], ends[1], chance.choice([1 << 12, 1 << 20, 10 << 20, BIG])))
+    groups = layout.stale(found)
+    after = [file for file in found if not any(file in group for group in groups)]
+    for number, group in enumerate(groups):
+        count = layout.parts(group)
+        lows = sorted(file.low[0] for file in group)
+        cuts = [lows[0], *(lows[len(lows) * part // count] for part in range(1, count)), max(file.high[0] for file in group)]
+        size = sum(file.size for file in group) // count
+        after += [laid(f"new{number}-{part}", cuts[part], cuts[part + 1], size) for part in range(count)]
+    assert layout.stale(after) == []
+
+
 def test_which_batch_wrote_a_file() -> None:
     assert vacuum.of_batch("part-0123abcd-44.parquet") == "0123abcd"
     assert vacuum.of_batch("part-0123abcd.parquet") == "0123abcd"

@@ -70,7 +70,8 @@ def _after(high: tuple[Any, ...], low: tuple[Any, ...]) -> bool:
 
 
 def stale(files: Iterable[Laid]) -> list[list[Laid]]:
-    """Groups of files that ``cluster`` lays anew: those whose ranges overlap, and neighbours that are too small.
+    """Groups of files that ``cluster`` lays anew: those whose ranges overlap, and neighbours that are too small, or would be once they are laid anew:
+    what was laid out is at rest.
 
     Each group is a stretch of the key's range that no other file reaches into, so that its new files overlap nothing. Files without
     statistics of the key (all null) form a group of their own where they are small.
@@ -89,10 +90,10 @@ def stale(files: Iterable[Laid]) -> list[list[Laid]]:
     groups: list[list[Laid]] = []
     run: list[Laid] = []
     for stretch in stretches:
-        if len(stretch) == 1 and stretch[0].size < SMALL_BYTES:
+        if sum(file.size for file in stretch) < SMALL_BYTES:
             run += stretch
             continue
-        groups += [run, stretch] if len(stretch) > 1 else [run]
+        groups += [run, stretch]
         run = []
     groups += [run, [file for file in blank if file.size < SMALL_BYTES]]
     return [group for group in groups if len(group) > 1 and (_overlaps(group) or parts(group) < len(group))]
