@@ -79,15 +79,12 @@ def rank(lake: str, task: str, updates: int, repeat: int) -> list[dict[str, tupl
     from medspark.feed.open import open_feed
     from medspark.train.world import Horovod, Solo, prepare
 
-    for name in (
-        "HOROVOD_CYCLE_TIME",
-        "HOROVOD_CACHE_CAPACITY",
-    ):  # `horovod.runner.run` sets both to "(None,)", read as 0: its thread never sleeps then
+    # `horovod.runner.run` sets both to "(None,)", which is read as 0: its thread never sleeps then.
+    for name in ("HOROVOD_CYCLE_TIME", "HOROVOD_CACHE_CAPACITY"):
         os.environ.pop(name, None)
+    # Before there are threads: each would keep its own cores.
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(
-        0, {cores[int(os.environ["HOROVOD_LOCAL_RANK"]) % len(cores)]}
-    )  # before there are threads: each would keep its own cores
+    os.sched_setaffinity(0, {cores[int(os.environ["HOROVOD_LOCAL_RANK"]) % len(cores)]})
     world = Horovod()
     prepare(world, replace(Train(), threads=1))
     feed = open_feed(lake, task)

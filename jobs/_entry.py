@@ -168,15 +168,15 @@ def _ingest(kind: Any, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     return said, QUARANTINED if too_many else UNAVAILABLE if summary.extra.get("unavailable") else DONE
 
 
-def begin(job: str, given: argparse.Namespace, settings: Config, warm: bool = False, once: bool = False) -> tuple[SparkSession, Summary]:
+def begin(job: str, given: argparse.Namespace, settings: Config, warm: bool = False) -> tuple[SparkSession, Summary]:
     """A job's session, and its summary, whose run id its log lines carry from now on.
 
-    warm : starts the Python workers while the driver plans;  once : a failed task is not tried again
+    warm : starts the Python workers while the driver plans
     """
     from medspark.lake import ingest, logs, session
 
     logs.configure("", given.log_level)
-    spark = session.build(f"medspark {job}", settings.spark, once=once)
+    spark = session.build(f"medspark {job}", settings.spark)
     if warm:
         session.warm_workers(spark)
     summary = ingest.Summary(job, uuid.uuid4().hex[:16], given.lake)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pyarrow import fs as pafs
 from medspark.errors import BadRequest
 from medspark.feed.card import Card, PartFile, parse
 from medspark.feed.decode import Decoder
-from medspark.lake.files import locate, storage_options
+from medspark.lake.files import locate, sha256_of, storage_options
 from medspark.lake.upkeep.feeds import CARD
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from medspark.feed.stream import Source
 
 NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)(?:@(\d+))?")
-HASH_BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,11 @@ def open_feed(lake: str, name: str, version: int | None = None, verify: bool = F
     feed = Feed(lake, plain, int(table.version()), card)
     if verify:
         for file in card.files:
-            if sha256_of(filesystem, f"{root}/{file.path}") != file.sha256:
+            try:
+                found = sha256_of(filesystem, f"{root}/{file.path}")
+            except FileNotFoundError:
+                raise BadRequest(f"{root}/{file.path}: listed by the feed's card and not there") from None
+            if found != file.sha256:
                 raise BadRequest(f"feed {plain}: {file.path} does not hold the bytes that the card lists; rebuild the feed")
     return feed
 
@@ -160,15 +162,3 @@ def _same_files(name: str, listed: Sequence[PartFile], live: dict[str, int]) -> 
         lost, new = sorted(said.keys() - live.keys()), sorted(live.keys() - said.keys())
         what = f"{len(lost)} files are gone, {len(new)} are new" if lost or new else "sizes differ"
         raise BadRequest(f"feed {name}: was changed after it was built ({what}); rebuild it, a feed is never optimised or written to")
-
-
-def sha256_of(filesystem: pafs.FileSystem, path: str) -> str:
-    """Raises `BadRequest` for a file that is not there."""
-    digest = hashlib.sha256()
-    try:
-        with filesystem.open_input_stream(path) as stream:
-            while block := stream.read(HASH_BLOCK):
-                digest.update(block)
-    except FileNotFoundError:
-        raise BadRequest(f"{path}: listed by the feed's card and not there") from None
-    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import time
@@ -23,6 +24,7 @@ from medspark.tables.catalog import TABLES
 
 STRING_STATISTICS = 32  # Delta cuts strings in statistics at this length
 INDEXED_COLUMNS = 32  # Delta gathers statistics on the first 32 columns; the catalogue puts keys there
+HASH_BLOCK = 4 << 20
 NARROW_FILE_BYTES = 48 << 20  # narrow files of 32 to 64 MB keep min/max statistics selective
 GROUP_ROWS = 65_536  # rows of a row group
 GROUP_BYTES = 16 << 20  # in memory; rows with masks or thumbnails make a row group long before GROUP_ROWS
@@ -188,6 +190,15 @@ def check_writable(uri: str) -> None:
         raise BadRequest(
             f"--lake {uri}: cannot be written ({reason}); check the mount and who owns the folder, or work on a copy"
         ) from None
+
+
+def sha256_of(filesystem: pafs.FileSystem, path: str) -> str:
+    """Of all bytes of a file, in bounded memory; raises OSError."""
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while block := stream.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def storage_options(uri: str) -> dict[str, str] | None:

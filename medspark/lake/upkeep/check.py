@@ -7,7 +7,6 @@ that its commit named.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from medspark.lake.files import sha256_of
 from medspark.pixels import masks
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 """What Arrow's reader raises on bytes that are not what they were."""
 MASKS = {"labels": "label_row_id", "planes": "plane_id"}
 BATCH_ROWS = 4_096
-HASH_BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,12 @@ def _whole(
     if not chosen(0):
         yield 0
         return
-    digest = hashlib.sha256()
     try:
-        with filesystem.open_input_stream(path) as stream:
-            while block := stream.read(HASH_BLOCK):
-                digest.update(block)
+        found = sha256_of(filesystem, path)
     except UNREADABLE as error:
         yield bad(f"it cannot be read ({type(error).__name__})")
         return
-    if digest.hexdigest() != asked.sha256:
+    if found != asked.sha256:
         yield bad("its bytes are not those that the feed's card lists; build the feed again")
     yield asked.rows
 
